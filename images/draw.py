@@ -1,0 +1,645 @@
+"""Draw the diagrams of the tutorial: `python images/draw.py` writes every PNG beside this file.
+
+All lengths are display pixels, x to the right and y down; the PNG has two pixels for each of them.
+Sizes are not typed here: they come from the cells `llama3-8b` and `expected-shapes` of the notebook.
+"""
+
+import json
+import math
+from functools import partial
+from pathlib import Path as File
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle, Wedge
+from matplotlib.path import Path
+
+matplotlib.rcdefaults()
+
+HERE = File(__file__).resolve().parent
+NOTEBOOK = HERE.parent / "llama3_from_scratch.ipynb"
+WIDTH = 720
+LETTER = 9 / 0.75 * 0.602    # the width of a letter of DejaVu Sans Mono at 9 points, in display pixels
+
+WEIGHT, ACTIVATION, STREAM, ACCENT = "#E69F00", "#8CC8F0", "#0B5394", "#D55E00"
+MASKED, TEXT, PAPER = "#D9D9D9", "#222222", "#FFFFFF"
+BLUES = matplotlib.colormaps["Blues"]
+
+PIECES = ["<|begin_of_text|>", "the", " answer", " to", " the", " ultimate", " question", " of", " life", ",",
+          " the", " universe", ",", " and", " everything", " is", " "]
+TOKENS = [128000, 1820, 4320, 311, 279, 17139, 3488, 315, 2324, 11, 279, 15861, 11, 323, 4395, 374, 220]
+ANSWER, ANSWER_ID = "42", 2983
+
+PICTURES, KEY_LABELS = {}, {}
+
+
+def notebook_sizes():
+    """Run the notebook's two cells that hold the sizes: (params.json of the 8B, {weight name: shape})."""
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    sources = {cell.get("id"): "".join(cell["source"]) for cell in cells}
+    names = {"math": math}
+    exec(sources["llama3-8b"], names)
+    exec(sources["expected-shapes"], names)
+    return names["llama3_8b"], names["expected_shapes"](names["llama3_8b"])
+
+
+config, weight_shapes = notebook_sizes()
+seq = len(TOKENS)
+n_layers, n_heads, n_kv_heads = config["n_layers"], config["n_heads"], config["n_kv_heads"]
+vocab_size, dim = weight_shapes["tok_embeddings.weight"]
+ffn_dim = weight_shapes["layers.0.feed_forward.w1.weight"][0]
+head_dim = dim // n_heads
+group = n_heads // n_kv_heads
+freqs = config["rope_theta"] ** -(np.arange(0, head_dim, 2) / head_dim)
+
+
+def shape(*sizes):
+    """The shape as PyTorch prints it: shape(17, 4096) is '[17, 4096]'."""
+    return str(list(sizes))
+
+
+def shape_of(name):
+    """The shape of a weight of layer 0, or of the whole model, by its name without '.weight'."""
+    full = name + ".weight"
+    return shape(*weight_shapes.get(full) or weight_shapes["layers.0." + full])
+
+
+def picture(name, height, *key_labels, width=WIDTH):
+    """Register draw(ax) under its file name, with its size and the labels that its alternative text must contain."""
+    def register(draw):
+        def figure():
+            ax = canvas(width, height)
+            draw(ax)
+            return ax.figure
+        PICTURES[name], KEY_LABELS[name] = figure, key_labels
+        return draw
+    return register
+
+
+def canvas(width, height):
+    """White axes of width x height display pixels, y down; both are multiples of 3, to be whole pixels."""
+    figure = Figure(figsize=(width / 96, height / 96), dpi=192, facecolor=PAPER)
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.set(xlim=(0, width), ylim=(height, 0))
+    ax.axis("off")
+    return ax
+
+
+def pale(color, amount=0.6):
+    """The colour, mixed with that much white."""
+    rgb = np.array(matplotlib.colors.to_rgb(color))
+    return tuple(rgb + (1 - rgb) * amount)
+
+
+def ink(fill):
+    """White or dark text, whichever can be read on the fill."""
+    red, green, blue = matplotlib.colors.to_rgb(fill)
+    return PAPER if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else TEXT
+
+
+def write(ax, x, y, text, size=9.5, color=TEXT, align="center", bold=False, mono=False, turn=0):
+    """Text at (x, y), its middle by default; size in points at display size, turn in degrees."""
+    ax.text(x, y, text, size=size, color=color, ha=align, va="center_baseline" if mono else "center",
+            rotation=turn, rotation_mode="anchor" if turn else "default", weight="bold" if bold else "normal",
+            family="DejaVu Sans Mono" if mono else "DejaVu Sans", zorder=5)
+
+
+def named(ax, x, y, name, *lines, color=TEXT, align="center", size=9.5):
+    """A tensor's name in bold with its shape (and more lines) under it, 16 pixels a line, centred on y."""
+    for i, text in enumerate((name, *lines)):
+        write(ax, x, y + 16 * (i - len(lines) / 2), text, color=color, align=align, bold=i == 0, size=size)
+
+
+def box(ax, x, y, width, height, fill, *lines, edge=None, line=1.0, zorder=3):
+    """A tensor or a part as a box, left top corner (x, y), with its name and shape inside, if given."""
+    ax.add_patch(Rectangle((x, y), width, height, facecolor=fill, edgecolor=edge or pale(TEXT, 0.35),
+                           linewidth=0.75 * line, zorder=zorder))
+    if lines:
+        named(ax, x + width / 2, y + height / 2, *lines, color=ink(fill))
+
+
+def arrow(ax, *points, color=TEXT, line=1.6, head=11):
+    """An arrow along the points; its tip lies on the last one."""
+    ax.add_patch(FancyArrowPatch(path=Path(points), arrowstyle="-|>", mutation_scale=0.75 * head, color=color,
+                                 linewidth=0.75 * line, joinstyle="miter", capstyle="butt", fill=True, zorder=4))
+
+
+def link(ax, *points, color=TEXT, line=1.6, zorder=2, style="-"):
+    """A line along the points, without a tip."""
+    ax.plot(*zip(*points), color=color, linewidth=0.75 * line, linestyle=style, zorder=zorder,
+            solid_capstyle="butt", solid_joinstyle="miter")
+
+
+def operator(ax, x, y, sign, color=TEXT, radius=11):
+    """A sum or a product: the sign in a white circle around (x, y)."""
+    ax.add_patch(Circle((x, y), radius, facecolor=PAPER, edgecolor=color, linewidth=1.5, zorder=5))
+    arms = [(-0.5, 0, 0.5, 0), (0, -0.5, 0, 0.5)] if sign == "+" else [(-0.4, -0.4, 0.4, 0.4), (-0.4, 0.4, 0.4, -0.4)]
+    for x0, y0, x1, y1 in arms:
+        link(ax, (x + x0 * radius, y + y0 * radius), (x + x1 * radius, y + y1 * radius), color=color, line=2, zorder=6)
+
+
+def stream(ax, x0, x1, y, thick=20, text=True, color=STREAM):
+    """The residual stream: one straight band from x0 to x1 at height y."""
+    ax.add_patch(Rectangle((x0, y - thick / 2), x1 - x0, thick, facecolor=color, edgecolor="none", zorder=2))
+    if text:
+        write(ax, x0 + 12, y, "stream " + shape(seq, dim), color=PAPER, align="left", bold=True)
+
+
+def cells(ax, x, y, values, width, height, form=None, fills=None, edge=PAPER):
+    """A grid of cells from values [rows, columns] in 0..1, or fills, with form's texts [rows, columns] in them."""
+    values = np.atleast_2d(values)
+    for (i, j), value in np.ndenumerate(values):
+        fill = (fills[i][j] if fills else None) or matplotlib.colors.to_hex(BLUES(0.08 + 0.8 * value))
+        box(ax, x + j * width, y + i * height, width, height, fill, edge=edge)
+        if form:
+            write(ax, x + (j + 0.5) * width, y + (i + 0.5) * height, form[i][j], size=9, color=ink(fill))
+
+
+def rows(ax, x, y, width, count, fills, height=5):
+    """A tensor as thin rows under each other; fills is a colour, or {row: colour} with None for the others."""
+    for i in range(count):
+        fill = fills.get(i, fills.get(None)) if isinstance(fills, dict) else fills
+        box(ax, x, y + height * i, width, height, fill, edge=PAPER, line=0.5)
+
+
+def dots(ax, x, y, step_x, step_y, radius=1.6):
+    """Three dots around (x, y): and so on."""
+    for i in (-1, 0, 1):
+        ax.add_patch(Circle((x + i * step_x, y + i * step_y), radius, color=TEXT, zorder=4))
+
+
+def piece_width(text):
+    """The width of a token's box."""
+    return max(34, LETTER * len(text) + 12)
+
+
+def piece(ax, x, y, text, fill=ACTIVATION, width=None, height=22):
+    """A token's text in a rounded box with its left middle at (x, y); a space is a low bracket. Returns its width."""
+    width = width or piece_width(text)
+    ax.add_patch(FancyBboxPatch((x + 4, y - height / 2 + 4), width - 8, height - 8, boxstyle="round,pad=4",
+                                facecolor=fill, edgecolor=pale(TEXT, 0.35), linewidth=0.6, zorder=3))
+    left = x + (width - LETTER * len(text)) / 2
+    if text.strip():
+        write(ax, left, y, text, size=9, align="left", mono=True, color=ink(fill))
+    if text.startswith(" "):
+        link(ax, (left + 1, y + 2), (left + 1, y + 6), (left + LETTER - 1, y + 6), (left + LETTER - 1, y + 2),
+             line=1.2, zorder=5)
+    return width
+
+
+def draw_map(ax, here=None):
+    """The whole model around one straight stream; `here` is the part to show in the accent colour, the rest pale."""
+    full = here is None
+    y, y_norm, y_block, tall = (268, 196, 106, 44) if full else (188, 140, 86, 26)
+    thick, top, y_text = (22, 42, 40) if full else (10, 46, 58)
+    middle = (y + y_text) / 2
+
+    def shade(color, part):
+        return color if full else ACCENT if part == here else pale(color)
+
+    def part(x, y, width, name, *more, color=WEIGHT, part=None):
+        fill = shade(color, part)
+        box(ax, x, y - tall / 2, width, tall, fill, edge=None if full or part == here else pale(TEXT, 0.6))
+        named(ax, x + width / 2, y, name, *(more if full else ()), size=9,
+              color=ink(fill) if full or part == here else pale(TEXT, 0.25))
+
+    line = TEXT if full else pale(TEXT, 0.45)
+    link_color = ACCENT if here == "embedding" else line
+    part(12, y_text, 124, "text", "'the answer ... is '", color=MASKED, part="embedding")
+    part(12, middle, 124, "tokens", shape(seq), color=ACTIVATION, part="embedding")
+    part(12, y, 124, "tok_embeddings", shape_of("tok_embeddings"), part="embedding")
+    arrow(ax, (74, y_text + tall / 2), (74, middle - tall / 2), color=link_color)
+    arrow(ax, (74, middle + tall / 2), (74, y - tall / 2), color=link_color)
+
+    edge = shade(MASKED if full else TEXT, "loop")
+    box(ax, 162, top, 396, y + tall / 2 + 12 - top, pale(edge, 0.85) if here == "loop" else "#F7F7F7",
+        edge=edge, line=2.5 if here == "loop" else 1, zorder=1)
+    write(ax, 172, top + 16, f"{n_layers} x", size=11, bold=True, align="left",
+          color=ACCENT if here == "loop" else line)
+    if full:
+        write(ax, 548, top + 16, f"layers.0 ... layers.{n_layers - 1}", align="right")
+
+    stream(ax, 136, 584, y, thick, text=False, color=STREAM if full else pale(STREAM, 0.35))
+    for x, norm, block, names in ((236, "attention_norm", "attention", "wq  wk  wv  wo"),
+                                  (430, "ffn_norm", "feed_forward", "w1  w2  w3")):
+        color = ACCENT if block == here else line
+        part(x - 58, y_norm, 116, norm, shape_of("attention_norm"), part=block)
+        part(x - 58, y_block, 164, block, names, part=block)
+        arrow(ax, (x, y - thick / 2), (x, y_norm + tall / 2), color=color)
+        arrow(ax, (x, y_norm - tall / 2), (x, y_block + tall / 2), color=color)
+        arrow(ax, (x + 84, y_block + tall / 2), (x + 84, y - (12 if full else 10)), color=color)
+        operator(ax, x + 84, y, "+", color=ACCENT if block == here else shade(STREAM, None), radius=12 if full else 10)
+    part(584, y, 124, "norm", shape_of("norm"), part="output")
+    part(584, middle, 124, "output", shape_of("output"), part="output")
+    part(584, y_text, 124, "next token", f"'{ANSWER}'", color=ACTIVATION, part="output")
+    link_color = ACCENT if here == "output" else line
+    arrow(ax, (646, y - tall / 2), (646, middle + tall / 2), color=link_color)
+    arrow(ax, (646, middle - tall / 2), (646, y_text + tall / 2), color=link_color)
+    if full:
+        for x in (192, 376):
+            write(ax, x, y, shape(seq, dim), color=PAPER, bold=True, size=9)
+        for x, fill, text in ((162, WEIGHT, "weights"), (282, ACTIVATION, "activations"),
+                              (422, STREAM, "residual stream")):
+            box(ax, x, 324, 22, 14, fill)
+            write(ax, x + 30, 331, text, align="left")
+    else:
+        x = {"embedding": 74, "attention": 260, "feed_forward": 454, "loop": 360, "output": 646}[here]
+        tip = {"embedding": y_text - tall / 2, "output": y_text - tall / 2, "loop": top}.get(here, y_block - tall / 2)
+        write(ax, x, 12, "you are here", color=ACCENT, bold=True, size=10)
+        arrow(ax, (x, 20), (x, tip - (2 if here == "loop" else 1)), color=ACCENT, line=2)
+
+
+picture("map", 360, "tok_embeddings", "attention", "feed_forward", "output", str(n_layers))(draw_map)
+for _part, _labels in {"embedding": ("tokens", "tok_embeddings"), "attention": ("attention_norm", "attention"),
+                       "feed_forward": ("ffn_norm", "feed_forward"), "loop": (str(n_layers),),
+                       "output": ("norm", "output")}.items():
+    picture("map_" + _part, 228, *_labels)(partial(draw_map, here=_part))
+
+
+@picture("tokens", 204, str(TOKENS[0]), str(TOKENS[-1]), shape(seq))
+def tokens(ax):
+    """The prompt as a string, and the pieces it is cut into, each over its id."""
+    write(ax, WIDTH / 2, 28, "'" + "".join(PIECES[1:]) + "'", size=9, mono=True)
+    arrow(ax, (WIDTH / 2, 40), (WIDTH / 2, 62))
+    for y, line in ((82, slice(0, 9)), (150, slice(9, seq))):
+        x = 30
+        for text, number in zip(PIECES[line], TOKENS[line]):
+            width = piece(ax, x, y, text)
+            write(ax, x + width / 2, y + 24, str(number), size=9)
+            x += width + 7
+    named(ax, x + 96, 162, "tokens", shape(seq), size=11)
+
+
+@picture("embedding", 348, "tok_embeddings", shape_of("tok_embeddings"), "token_embeddings", shape(seq, dim))
+def embedding(ax):
+    """Ids on the left, the table in the middle, the rows that the ids pick on the right."""
+    named(ax, 96, 26, "tokens", shape(seq))
+    named(ax, 345, 26, "tok_embeddings", shape_of("tok_embeddings"))
+    named(ax, 605, 100, "token_embeddings", shape(seq, dim))
+    box(ax, 260, 50, 170, 282, pale(WEIGHT, 0.25))
+    for i, y, y_row in ((0, 74, 310), (1, 118, 122), (2, 162, 176), (seq - 1, 300, 74)):
+        color = ACCENT if i == 1 else pale(TEXT, 0.5)
+        width = piece(ax, 150 - piece_width(PIECES[i]), y, PIECES[i])
+        write(ax, 150 - width / 2, y + 20, str(TOKENS[i]), size=9, color=ACCENT if i == 1 else TEXT, bold=i == 1)
+        box(ax, 260, y_row - 4, 170, 8, ACCENT if i == 1 else WEIGHT)
+        arrow(ax, (150, y), (260, y_row), color=color, line=2 if i == 1 else 1.2)
+        y_out = 130 + (i + 0.5) * 5
+        (arrow if i == 1 else link)(ax, (430, y_row), (520, y_out), color=color, line=2 if i == 1 else 1.2)
+    dots(ax, 133, 232, 0, 10)
+    dots(ax, 345, 240, 0, 10)
+    rows(ax, 520, 130, 170, seq, {1: ACCENT, None: ACTIVATION})
+
+
+@picture("rmsnorm", 270, "attention_norm.weight", shape(dim), "norm_eps", "rsqrt")
+def rmsnorm(ax):
+    """One row of 4 example numbers: the row times rsqrt(mean of its squares + eps), times the weight."""
+    row, weight = np.array([2.0, -1.0, 0.5, -3.0]), np.array([0.5, 1.0, 2.0, 1.5])
+    mean = (row ** 2).mean()
+    scale = 1 / np.sqrt(mean + config["norm_eps"])
+
+    def strip(x, y, values, fill, name, above=True):
+        width = 36
+        cells(ax, x, y, values[None], width, 30, [[f"{value:.2f}" for value in values]], [[fill] * len(values)])
+        box(ax, x + 4 * width, y, 22, 30, fill, edge=PAPER)
+        write(ax, x + 4 * width + 11, y + 13, "...")
+        write(ax, x + 83, y - 14 if above else y + 44, name, bold=True)
+
+    strip(20, 130, row, ACTIVATION, "one row " + shape(dim))
+    strip(20, 210, row ** 2, ACTIVATION, "row * row", above=False)
+    strip(534, 130, row * scale * weight, ACTIVATION, "x " + shape(dim))
+    strip(392, 44, weight, WEIGHT, "attention_norm.weight " + shape(dim))
+    arrow(ax, (103, 160), (103, 210))
+    write(ax, 112, 184, "square", align="left")
+    for x, value in ((258, mean), (394, scale)):
+        cells(ax, x, 210, [[0]], 48, 30, [[f"{value:.2f}"]], [[ACTIVATION]])
+    arrow(ax, (186, 225), (258, 225))
+    write(ax, 221, 212, "mean")
+    arrow(ax, (306, 225), (394, 225))
+    write(ax, 349, 196, "+ norm_eps")
+    write(ax, 349, 212, "rsqrt")
+    arrow(ax, (186, 145), (407, 145))
+    arrow(ax, (418, 210), (418, 156))
+    arrow(ax, (429, 145), (464, 145))
+    arrow(ax, (475, 74), (475, 134))
+    arrow(ax, (486, 145), (534, 145))
+    operator(ax, 418, 145, "*")
+    operator(ax, 475, 145, "*")
+
+
+@picture("unwrap", 360, "wq", shape_of("attention.wq"), shape(n_heads, head_dim, dim), "wq_head", shape(head_dim, dim))
+def unwrap(ax):
+    """The square weight, the same rows as heads, and the rows of head 0."""
+    side = 190
+    band = side / n_heads
+    named(ax, 24 + side / 2, 74, "wq", shape_of("attention.wq"))
+    named(ax, 268 + side / 2, 26, "wq.view(...)", shape(n_heads, head_dim, dim))
+    named(ax, 512 + side / 2, 166, "wq_head", shape(head_dim, dim))
+    for i in range(n_heads):
+        fill = ACCENT if i == 0 else WEIGHT if i % 2 else pale(WEIGHT, 0.3)
+        box(ax, 24, 100 + i * band, side, band, fill, edge=fill, line=0.1)
+        box(ax, 268, 52 + i * 9, side, band, fill, edge=pale(TEXT, 0.35), line=0.7)
+    box(ax, 24, 100, side, side, "none")
+    box(ax, 512, 192, side, band, ACCENT)
+    for i in (0, n_heads - 1):
+        write(ax, 262, 55 + i * 9, str(i), size=9, align="right")
+    arrow(ax, (24 + side, 195), (268, 195))
+    arrow(ax, (268 + side, 55), (485, 55), (485, 195), (512, 195), color=ACCENT, line=2)
+
+
+@picture("rope", 384, "pairs", shape(seq, head_dim // 2, 2), "freqs")
+def rope(ax):
+    """One row of q as pairs, and what its position does to some of them: small clocks, one row a pair."""
+    named(ax, 70, 34, "one row of q", shape(seq, head_dim))
+    named(ax, 660, 34, "pairs", shape(seq, head_dim // 2, 2))
+    for i in range(28):
+        box(ax, 150 + 13 * i + 4 * (i // 2), 24, 13, 20, ACTIVATION if i // 2 % 2 else pale(ACTIVATION, 0.45))
+    write(ax, 582, 32, "...")
+    write(ax, 164, 76, "angles[position, pair] = position * freqs[pair]", align="left", bold=True)
+    write(ax, 660, 76, shape(seq, head_dim // 2))
+    write(ax, 14, 106, "position", align="left", bold=True)
+    for position in range(seq):
+        x = 164 + 33 * position
+        write(ax, x, 106, str(position), size=9)
+        for row, pair in enumerate((0, 4, 8, 16, head_dim // 2 - 1)):
+            y, angle = 138 + row * 52, position * freqs[pair]
+            ax.add_patch(Circle((x, y), 14, facecolor=PAPER, edgecolor=pale(TEXT, 0.5), linewidth=0.8, zorder=3))
+            ax.add_patch(Wedge((x, y), 14, -np.degrees(angle) % 360, 360, facecolor=ACTIVATION, zorder=3,
+                               visible=position > 0))
+            arrow(ax, (x, y), (x + 14 * np.cos(angle), y - 14 * np.sin(angle)), line=1.8, head=7)
+            if position == 0:
+                named(ax, 14, y, f"pair {pair}", f"freqs[{pair}] = {freqs[pair]:.2g}", align="left", size=9)
+
+
+@picture("scores", 420, "q", shape(seq, head_dim), "scores", shape(seq, seq))
+def scores(ax):
+    """Queries down the side, keys along the top; each cell of the table is one query times one key."""
+    values = np.random.default_rng(7).random((6, 6))
+    left, top, size, here = 256, 190, 34, (2, 1)
+    named(ax, 166, 152, "q", shape(seq, head_dim))
+    named(ax, 210, 40, "k.T", shape(head_dim, seq))
+    for i in range(6):
+        token, at = (i, i * size) if i < 5 else (seq - 1, i * size + 14)
+        for hit, x, y, width, height in ((i == here[0], 90, top + at + 4, 152, size - 8),
+                                         (i == here[1], left + at + 4, 24, size - 8, 152)):
+            fill = ACCENT if hit else ACTIVATION
+            box(ax, x, y, width, height, fill)
+            text = PIECES[token].strip() or "[space]"
+            write(ax, x + width / 2, y + height / 2, text, size=9, mono=True, color=ink(fill),
+                  turn=0 if width > height else 90)
+        for j in range(6):
+            x = left + j * size + (14 if j == 5 else 0)
+            cells(ax, x, top + at, [[values[i, j]]], size, size, fills=[[ACCENT if (i, j) == here else None]])
+    dots(ax, 166, top + 5 * size + 7, 0, 4, radius=1.2)
+    dots(ax, left + 5 * size + 7, 100, 4, 0, radius=1.2)
+    i, j = here
+    named(ax, 496, top + 16, "scores", shape(seq, seq), align="left")
+    named(ax, 496, top + (i + 0.5) * size, f"scores[{i}, {j}] =", f"q[{i}] . k[{j}] / sqrt({head_dim})", color=ACCENT,
+          align="left")
+
+
+def softmax(values):
+    """Each row of values [rows, columns] as weights that add up to 1."""
+    powers = np.exp(values - values.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+EXAMPLE_SCORES = np.array([[1.2, 0.3, -0.8, 0.5], [0.4, 1.6, 0.9, -0.2], [0.7, 1.1, 0.5, 1.4], [-0.6, 0.8, 1.9, 0.2]])
+EXAMPLE_HIDDEN = np.triu(np.ones(EXAMPLE_SCORES.shape, bool), 1)
+EXAMPLE_WEIGHTS = softmax(np.where(EXAMPLE_HIDDEN, -np.inf, EXAMPLE_SCORES))
+
+
+@picture("mask", 222, "scores", "mask", "-inf", "softmax", "weights")
+def mask(ax):
+    """Four tokens: scores, the same with -inf above the diagonal, and the weights that softmax makes of them."""
+    count, width, height, top = 4, 34, 32, 66
+    tint = (EXAMPLE_SCORES - EXAMPLE_SCORES.min()) / np.ptp(EXAMPLE_SCORES)
+    greys = [[MASKED if cell else None for cell in row] for row in EXAMPLE_HIDDEN]
+    scored = [[f"{value:.1f}" for value in row] for row in EXAMPLE_SCORES]
+    masked = [["-inf" if cell else text for cell, text in zip(*rows)] for rows in zip(EXAMPLE_HIDDEN, scored)]
+    shares = [["0" if cell else f"{value:.2f}" for cell, value in zip(*rows)]
+              for rows in zip(EXAMPLE_HIDDEN, EXAMPLE_WEIGHTS)]
+    lefts = (148, 332, 530)
+    for i in range(count):
+        piece(ax, 12, top + (i + 0.5) * height, PIECES[i], width=130)
+        write(ax, 686, top + (i + 0.5) * height, f"{EXAMPLE_WEIGHTS[i].sum():.2f}", size=9)
+    write(ax, 686, 46, "sum", bold=True)
+    for x, name, shades, form, fills in ((lefts[0], "scores", tint, scored, None),
+                                         (lefts[1], "scores + mask", tint, masked, greys),
+                                         (lefts[2], "weights", EXAMPLE_WEIGHTS, shares, greys)):
+        write(ax, x + count * width / 2, 46, name, bold=True)
+        cells(ax, x, top, shades, width, height, form, fills)
+    y = top + count * height / 2
+    for start, end, text in ((lefts[0], lefts[1], "mask"), (lefts[1], lefts[2], "softmax")):
+        arrow(ax, (start + count * width, y), (end, y))
+        write(ax, (start + count * width + end) / 2, y - 14, text)
+
+
+@picture("values", 336, "weights", "v", shape(seq, head_dim))
+def values(ax):
+    """The last row of the example's weights times the rows of v, added up to one row of the head's output."""
+    v = np.random.default_rng(5).random((4, 8))
+    weights = EXAMPLE_WEIGHTS[-1]
+    named(ax, 184, 28, "weights[3]", shape(seq))
+    named(ax, 334, 28, "v", shape(seq, head_dim))
+    write(ax, 600, 36, "weights[3, j] * v[j]", bold=True)
+    for j in range(4):
+        y = 76 + 42 * j
+        piece(ax, 24, y, PIECES[j], width=130)
+        cells(ax, 162, y - 14, [[weights[j]]], 44, 28, [[f"{weights[j]:.2f}"]])
+        operator(ax, 228, y, "*")
+        cells(ax, 254, y - 11, v[j], 20, 22)
+        arrow(ax, (414, y), (520, y))
+        cells(ax, 520, y - 11, v[j] * weights[j], 20, 22)
+    operator(ax, 600, 246, "+")
+    link(ax, (600, 213), (600, 236))
+    arrow(ax, (600, 257), (600, 284))
+    cells(ax, 520, 284, weights @ v, 20, 22)
+    box(ax, 520, 284, 160, 22, "none", edge=ACCENT, line=2.5)
+    named(ax, 414, 295, "one row of the output", shape(seq, head_dim))
+
+
+@picture("gqa", 258, shape(seq, n_heads, head_dim), shape(seq, n_kv_heads, head_dim), f"i // {group}")
+def gqa(ax):
+    """The query heads in a row, each group of them above the one KV head that it shares."""
+    named(ax, WIDTH / 2, 32, "q", shape(seq, n_heads, head_dim))
+    for kv in range(n_kv_heads):
+        left = 32 + 83 * kv
+        fill = ACCENT if kv == 1 else ACTIVATION
+        for i in range(group):
+            x = left + 19 * i
+            box(ax, x, 60, 19, 24, fill)
+            write(ax, x + 9.5, 72, str(kv * group + i), size=9, color=ink(fill))
+            link(ax, (x + 9.5, 84), (left + 38, 152), color=fill if kv == 1 else pale(TEXT, 0.4))
+        for x, name in ((left, "k"), (left + 38, "v")):
+            box(ax, x, 152, 38, 36, fill)
+            write(ax, x + 19, 170, f"{name} {kv}", size=9, color=ink(fill))
+    named(ax, 120, 226, "k", shape(seq, n_kv_heads, head_dim))
+    named(ax, 240, 226, "v", shape(seq, n_kv_heads, head_dim))
+    write(ax, 530, 226, f"query head i uses KV head i // {group}", bold=True, color=ACCENT)
+
+
+@picture("wo", 330, "wo", shape_of("attention.wo"), shape(seq, head_dim), shape(seq, dim))
+def wo(ax):
+    """The heads pushed together, times wo, added back to the stream."""
+    side, y = 160, 288
+    named(ax, 134, 32, f"{n_heads} heads, each", shape(seq, head_dim))
+    for i in range(n_heads):
+        color = ACTIVATION if i % 2 else pale(ACTIVATION, 0.4)
+        box(ax, 24 + 7 * i, 58, side / n_heads, 12, color, line=0.6)
+        box(ax, 54 + side / n_heads * i, 136, side / n_heads, 12, color, edge=color, line=0.1)
+    box(ax, 54, 136, side, 12, "none")
+    arrow(ax, (134, 74), (134, 136))
+    named(ax, 134, 174, "side by side", shape(seq, dim))
+    box(ax, 290, 62, side, side, WEIGHT, "wo", shape_of("attention.wo"))
+    arrow(ax, (214, 142), (290, 142))
+    arrow(ax, (450, 142), (506, 142))
+    box(ax, 506, 136, side, 12, ACTIVATION)
+    write(ax, 586, 118, shape(seq, dim))
+    stream(ax, 24, 700, y)
+    write(ax, 608, y, "h " + shape(seq, dim), color=PAPER, bold=True, align="left")
+    arrow(ax, (586, 148), (586, y - 12))
+    operator(ax, 586, y, "+", color=STREAM, radius=12)
+
+
+@picture("swiglu", 414, "w1", "w3", "w2", "silu", shape(seq, ffn_dim))
+def swiglu(ax):
+    """From the stream through ffn_norm, w1 with silu and w3 side by side, their product, w2, and back."""
+    y, unit = 374, 40 / dim
+    long = ffn_dim * unit
+    box(ax, 22, 282, 100, 40, WEIGHT, "ffn_norm", shape_of("ffn_norm"))
+    arrow(ax, (72, y - 10), (72, 322))
+    arrow(ax, (72, 282), (72, 189))
+    box(ax, 52, 177, 40, 12, ACTIVATION)
+    named(ax, 64, 152, "x", shape(seq, dim))
+    for name, middle, result, x in (("w1", 100, "gate = silu(x @ w1.T)", 322), ("w3", 266, "up = x @ w3.T", 322)):
+        box(ax, 164, middle - long / 2, 40, long, WEIGHT)
+        write(ax, 184, middle, f"{name}  {shape(ffn_dim, dim)}", turn=90)
+        arrow(ax, (92, 183), (128, 183), (128, middle), (164, middle))
+        arrow(ax, (204, middle), (x, middle))
+        box(ax, x, middle - 6, long, 12, ACTIVATION)
+        named(ax, x + long / 2, middle - 32, result, shape(seq, ffn_dim))
+        arrow(ax, (x + long, middle), (500, middle), (500, 183 + (11 if middle > 183 else -11)))
+    box(ax, 236, 86, 54, 28, PAPER, "silu", zorder=4)
+    operator(ax, 500, 183, "*")
+    arrow(ax, (511, 183), (550, 183))
+    box(ax, 550, 177, long, 12, ACTIVATION)
+    named(ax, 620, 152, "gate * up", shape(seq, ffn_dim))
+    arrow(ax, (620, 189), (620, 226))
+    box(ax, 550, 226, long, 40, WEIGHT, "w2", shape_of("feed_forward.w2"))
+    arrow(ax, (620, 266), (620, 300))
+    box(ax, 600, 300, 40, 12, ACTIVATION)
+    write(ax, 592, 306, shape(seq, dim), align="right")
+    stream(ax, 22, 706, y)
+    arrow(ax, (620, 312), (620, y - 12))
+    operator(ax, 620, y, "+", color=STREAM, radius=12)
+
+
+@picture("layers", 258, "layers.0", f"layers.{n_layers - 1}", "token_embeddings", "norm")
+def layers(ax):
+    """The first two layers and the last, one after the other on one straight stream."""
+    y = 172
+    write(ax, WIDTH / 2, 28, "for layer in range(n_layers):", bold=True, mono=True)
+    stream(ax, 20, 700, y, thick=14, text=False)
+    for x, layer in ((46, 0), (252, 1), (478, n_layers - 1)):
+        box(ax, x, 52, 196, 142, "#F7F7F7", edge=MASKED, zorder=1)
+        write(ax, x + 12, 70, f"layers.{layer}", align="left", bold=True)
+        for left, name, width in ((x + 10, "attention", 76), (x + 92, "feed_forward", 96)):
+            box(ax, left, 94, width, 30, WEIGHT)
+            write(ax, left + width / 2, 109, name)
+            arrow(ax, (left + 16, y - 7), (left + 16, 124))
+            arrow(ax, (left + width - 16, 124), (left + width - 16, y - 9))
+            operator(ax, left + width - 16, y, "+", color=STREAM, radius=9)
+    write(ax, 463, 109, "...", size=12, bold=True)
+    named(ax, 20, 224, "token_embeddings", shape(seq, dim), align="left")
+    named(ax, 700, 224, "to norm and output", shape(seq, dim), align="right")
+
+
+@picture("logits", 348, "final_embedding", "output", shape_of("output"), shape(vocab_size), "next_token")
+def logits(ax):
+    """The last row times the output weight: a logit for each id, a probability for each, the highest one's id."""
+    top, tall = 66, 256
+    rng = np.random.default_rng(11)
+    hit = 18
+    named(ax, 86, 148, "final_embedding", shape(seq, dim))
+    rows(ax, 46, 172, 80, seq, {seq - 1: ACCENT, None: ACTIVATION})
+    named(ax, 250, 36, "output", shape_of("output"))
+    box(ax, 210, top, 80, tall, WEIGHT)
+    arrow(ax, (126, 254.5), (210, 254.5), color=ACCENT, line=2)
+    named(ax, 392, 36, "logits", shape(vocab_size))
+    values = rng.random(64) * 0.8
+    values[hit] = 1
+    cells(ax, 380, top, values[:, None], 24, tall / 64)
+    arrow(ax, (290, top + tall / 2), (380, top + tall / 2))
+    named(ax, 530, 36, "probabilities", shape(vocab_size))
+    arrow(ax, (404, top + tall / 2), (486, top + tall / 2))
+    write(ax, 445, top + tall / 2 - 14, "softmax")
+    link(ax, (486, top), (486, top + tall), line=1.2)
+    lengths = 120 * softmax(values[None] * 9)[0] ** 0.5
+    for i, length in enumerate(lengths):
+        box(ax, 486, top + (i + 0.1) * tall / 64, length, tall / 64 * 0.8, ACCENT if i == hit else ACTIVATION,
+            edge="none")
+    y = top + (hit + 0.5) * tall / 64
+    arrow(ax, (486 + lengths[hit], y), (630, y), color=ACCENT, line=2)
+    piece(ax, 630, y, ANSWER, fill=ACCENT, width=44, height=28)
+    named(ax, 652, y + 42, "next_token", str(ANSWER_ID))
+
+
+@picture("kv_cache", 384, "q", shape(1, n_heads, head_dim), shape(seq + 1, n_kv_heads, head_dim), "k", "v")
+def kv_cache(ax):
+    """Three calls: the prompt, then one token at a time; what is computed in the call is in the accent colour."""
+    for step in range(3):
+        x, new, kept = 40 + 232 * step, 1 if step else seq, seq + step - 1 if step else 0
+        write(ax, x + 88, 26, "tokens " + shape(new), bold=True, size=10.5)
+        named(ax, x + 88, 64, "q", shape(new, n_heads, head_dim))
+        for left, name in ((x + 44, "k"), (x + 132, "v")):
+            named(ax, left, 212, name, shape(kept + new, n_kv_heads, head_dim))
+        for left, top, width, old in ((x, 86, 176, MASKED), (x + 22, 234, 44, ACTIVATION),
+                                      (x + 110, 234, 44, ACTIVATION)):
+            rows(ax, left, top, width, kept, old)
+            rows(ax, left, top + 5 * kept, width, new, ACCENT)
+    for x, fill, text in ((40, ACCENT, "computed now"), (272, ACTIVATION, "read from the cache"),
+                          (504, MASKED, "not computed again")):
+        box(ax, x, 348, 22, 14, fill)
+        write(ax, x + 30, 355, text, align="left")
+
+
+@picture("readme", 384, "[17]", shape(seq, dim), str(n_layers), shape(vocab_size), ANSWER, width=912)
+def readme(ax):
+    """The prompt's tokens flowing through the tower of layers and coming out as the next word."""
+    rng = np.random.default_rng(2)
+    for i in range(seq):
+        y, last = 32 + 18 * i, i == seq - 1
+        piece(ax, 150 - piece_width(PIECES[i]), y, PIECES[i], height=16)
+        link(ax, (150, y), (176, y), color=pale(TEXT, 0.5), line=1.2)
+        box(ax, 176, y - 6, 64, 12, ACTIVATION, edge=PAPER)
+        link(ax, (240, y), (624, y), color=STREAM, line=2, zorder=4)
+        box(ax, 624, y - 6, 64, 12, ACCENT if last else ACTIVATION, edge=PAPER)
+    for i in range(n_layers):
+        x = 264 + 10.8 * i
+        ax.add_patch(FancyBboxPatch((x + 3, 23), 1.4, 306, boxstyle="round,pad=3", facecolor=WEIGHT, edgecolor="none"))
+        ax.plot([x + 3.7] * seq, [32 + 18 * k for k in range(seq)], "o", color=PAPER, markersize=2.4,
+                markeredgewidth=0.9, markeredgecolor=STREAM, zorder=5)
+    y_last, y_hit = 32 + 18 * (seq - 1), 158
+    link(ax, (688, y_last), (716, y_last), color=ACCENT, line=2.5)
+    box(ax, 716, 24, 18, 304, WEIGHT)
+    write(ax, 725, 176, f"output  {shape_of('output')}", size=9, turn=90)
+    for k in range(38):
+        y = 28 + 8 * k
+        hit = abs(y - y_hit) < 4
+        box(ax, 742, y - 2.5, 58 if hit else 30 * rng.random() ** 2 + 3, 5, ACCENT if hit else ACTIVATION, edge="none")
+    write(ax, 852, y_hit, ANSWER, size=42, bold=True, color=ACCENT)
+    for x, name, text in ((112, "tokens", shape(seq)), (222, "token_embeddings", shape(seq, dim)),
+                          (440, f"{n_layers} layers", shape(seq, dim)), (652, "final_embedding", shape(seq, dim)),
+                          (762, "logits", shape(vocab_size)), (852, "next_token", str(ANSWER_ID))):
+        named(ax, x, 358, name, text)
+
+
+def main():
+    """Write every picture beside this file, without the date or version, so that the bytes stay the same."""
+    for name, draw in PICTURES.items():
+        draw().savefig(HERE / f"{name}.png", metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    main()
