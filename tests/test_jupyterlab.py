@@ -1,0 +1,147 @@
+"""Both notebooks in a real JupyterLab, in headless Chromium, all cells run through its menu."""
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from urllib.request import urlopen
+
+import nbformat
+import pytest
+from cells import CHINESE, ENGLISH, ROOT, functions, read
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--window-size=1200,900",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+# no question about news over the page; every cell on the page at once, not when the browser is idle
+SETTINGS = {"@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+            "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"}}
+PROMPTS = "return [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(prompt => prompt.textContent)"
+BROKEN = """return [...document.querySelectorAll('.jp-Notebook img')]
+    .filter(image => !image.complete || image.naturalWidth == 0).map(image => image.alt || image.src.slice(0, 80))"""
+
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="Chromium and its driver are not installed "
+                                "(Debian: apt-get install chromium chromium-driver)")
+
+
+def outputs(page, kind):
+    """The text of each output on `page` of Jupyter's type `kind`, such as "error" or "stderr"."""
+    found = page.find_elements(By.CSS_SELECTOR, f".jp-Notebook [data-mime-type='application/vnd.jupyter.{kind}']")
+    return [output.get_attribute("textContent") for output in found]
+
+
+@contextmanager
+def jupyterlab(folder, settings=SETTINGS, **environment):
+    """A JupyterLab server that shows `folder/work`, with `environment` added to its own; yields how to address a file.
+
+    Its settings, `{plugin: {key: value}}`, and all it writes lie in `folder`. Raises subprocess.TimeoutExpired when
+    it does not stop.
+    """
+    for plugin, values in settings.items():
+        file = folder / "config/lab/user-settings" / f"{plugin}.jupyterlab-settings"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(values))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    token, site = secrets.token_hex(16), f"http://127.0.0.1:{port}"
+    own = {f"JUPYTER_{name}_DIR": str(folder / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
+             "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}"],
+            cwd=folder / "work", env=os.environ | own | environment, stdout=log, stderr=log)
+        try:
+            wait(60, lambda: answers(f"{site}/api?token={token}"))
+            yield lambda file: f"{site}/lab/tree/{file}?token={token}"
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+def answers(address):
+    """Whether a server answers at `address`."""
+    try:
+        return urlopen(address, timeout=5).status == 200
+    except OSError:
+        return False
+
+
+def wait(seconds, ready):
+    """Call `ready` until it returns something true, and return that; TimeoutException after `seconds`."""
+    return WebDriverWait(None, seconds, poll_frequency=0.2).until(lambda _: ready())
+
+
+@contextmanager
+def chromium(profile):
+    """A headless Chromium with `profile`, an empty folder, as its user data."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in [*FLAGS, f"--user-data-dir={profile}"]:
+        options.add_argument(flag)
+    page = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    try:
+        yield page
+    finally:
+        page.quit()
+
+
+def run_all(page):
+    """Choose Run > Run All Cells on `page`, wait for the last cell; return every progress bar's text seen meanwhile."""
+    (menu,) = [item for item in page.find_elements(By.CSS_SELECTOR, ".lm-MenuBar-item") if item.text == "Run"]
+    menu.click()
+    wait(10, lambda: page.find_elements(By.CSS_SELECTOR, ".lm-Menu-item[data-command='runmenu:run-all']"))[0].click()
+    bars, end = set(), time.monotonic() + 300
+
+    def finished():
+        bars.update(re.findall(r"layers: .*?(\d+/\d+)", "\n".join(outputs(page, "stderr"))))
+        prompts = page.execute_script(PROMPTS)
+        return outputs(page, "error") or re.fullmatch(r"\[\d+\]:", prompts[-1])
+
+    wait(end - time.monotonic(), finished)
+    return bars
+
+
+def lay_out(folder, notebook):
+    """Put a copy of `notebook` without outputs, the diagrams and SmolLM2, if it is there, into the new `folder`."""
+    folder.mkdir()
+    copy = read(notebook)
+    for cell in copy.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    nbformat.write(copy, folder / notebook.name)
+    shutil.copytree(ROOT / "images", folder / "images")
+    if (ROOT / "SmolLM2-135M").is_dir():
+        (folder / "SmolLM2-135M").symlink_to(ROOT / "SmolLM2-135M")
+
+
+@pytest.mark.parametrize("notebook, n_layers", [(ENGLISH, 32), (CHINESE, 2)], ids=["english", "chinese"])
+def test_runs_in_jupyterlab(notebook, n_layers, tmp_path):
+    """No error, every cell counted, every picture loaded, as many plots as saved, a moving bar over 32 layers alone."""
+    checkpoint = tmp_path / f"stand-in-{n_layers}"
+    functions().write_stand_in(checkpoint, functions().llama3_8b | {"n_layers": n_layers})
+    lay_out(tmp_path / "work", notebook)
+    code = [cell for cell in read(notebook).cells if cell.cell_type == "code"]
+    plots = sum("image/png" in output.get("data", {}) for cell in code for output in cell.outputs)
+    with jupyterlab(tmp_path, LLAMA3_CHECKPOINT=str(checkpoint)) as address, chromium(tmp_path / "profile") as page:
+        page.get(address(notebook.name))
+        wait(60, lambda: len(page.execute_script(PROMPTS)) == len(code))
+        bars = run_all(page)
+        assert outputs(page, "error") == []
+        assert page.execute_script(PROMPTS) == [f"[{n}]:" for n in range(1, len(code) + 1)]
+        assert len(page.find_elements(By.CSS_SELECTOR, ".jp-OutputArea-output img[src^='data:image/png']")) == plots
+        diagrams = page.find_elements(By.CSS_SELECTOR, ".jp-RenderedMarkdown img")
+        assert len(diagrams) == sum(cell.source.count("<img") for cell in read(notebook).cells)
+        wait(20, lambda: not page.execute_script(BROKEN)), page.execute_script(BROKEN)
+        if n_layers < 31:
+            assert bars == set()
+        else:
+            assert len(bars) > 1 and all(bar.endswith(f"/{n_layers}") for bar in bars)
+        assert [text for text in outputs(page, "stderr") if text.strip()] == []
