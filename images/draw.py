@@ -456,7 +456,7 @@ def values(ax):
     arrow(ax, (600, 257), (600, 284))
     cells(ax, 520, 284, weights @ v, 20, 22)
     box(ax, 520, 284, 160, 22, "none", edge=ACCENT, line=2.5)
-    named(ax, 414, 295, "one row of the output", shape(seq, head_dim))
+    named(ax, 414, 295, "one row of the output", shape(head_dim))
 
 
 @picture("gqa", 258, shape(seq, n_heads, head_dim), shape(seq, n_kv_heads, head_dim), f"i // {group}")
@@ -599,7 +599,7 @@ def kv_cache(ax):
             rows(ax, left, top, width, kept, old)
             rows(ax, left, top + 5 * kept, width, new, ACCENT)
     for x, fill, text in ((40, ACCENT, "computed now"), (272, ACTIVATION, "read from the cache"),
-                          (504, MASKED, "not computed again")):
+                          (504, MASKED, "not needed any more")):
         box(ax, x, 348, 22, 14, fill)
         write(ax, x + 30, 355, text, align="left")
 

@@ -13,7 +13,8 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
 ENGLISH, CHINESE = ROOT / "llama3_from_scratch.ipynb", ROOT / "llama3_from_scratch_zh.ipynb"
-CONSTANTS = {"blue", "orange", "grey", "device", "llama3_8b", "defaults", "pattern", "special", "page"}
+CONSTANTS = {"blue", "orange", "grey", "device", "llama3_8b", "defaults", "pattern", "reserved", "special",
+             "page"}
 
 
 def read(path=ENGLISH):

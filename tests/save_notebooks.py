@@ -75,7 +75,7 @@ def main():
     """The command described at the top of this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", action="store_true", help="measure the cells tagged nbval-ignore-output anew")
-    parser.add_argument("--translated", action="store_true", help="the Chinese text is up to date: note that, run nothing")
+    parser.add_argument("--translated", action="store_true", help="only note that the Chinese text is up to date")
     options = parser.parse_args()
     english = read(ENGLISH)
     if not options.translated:

@@ -7,7 +7,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from urllib.request import urlopen
 
@@ -25,8 +24,11 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-
 SETTINGS = {"@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
             "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"}}
 PROMPTS = "return [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(prompt => prompt.textContent)"
-BROKEN = """return [...document.querySelectorAll('.jp-Notebook img')]
-    .filter(image => !image.complete || image.naturalWidth == 0).map(image => image.alt || image.src.slice(0, 80))"""
+OUTPUTS = """return [...document.querySelectorAll(`.jp-Notebook [data-mime-type='${arguments[0]}']`)]
+    .map(output => output.textContent)"""
+WAITING = "return [...document.querySelectorAll('.jp-Notebook img')].filter(image => !image.complete).length"
+BROKEN = """return [...document.querySelectorAll('.jp-Notebook img')].filter(image => image.naturalWidth == 0)
+    .map(image => image.alt || image.src.slice(0, 80))"""
 
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="Chromium and its driver are not installed "
                                 "(Debian: apt-get install chromium chromium-driver)")
@@ -34,8 +36,7 @@ pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="Chromium and 
 
 def outputs(page, kind):
     """The text of each output on `page` of Jupyter's type `kind`, such as "error" or "stderr"."""
-    found = page.find_elements(By.CSS_SELECTOR, f".jp-Notebook [data-mime-type='application/vnd.jupyter.{kind}']")
-    return [output.get_attribute("textContent") for output in found]
+    return page.execute_script(OUTPUTS, f"application/vnd.jupyter.{kind}")
 
 
 @contextmanager
@@ -59,24 +60,24 @@ def jupyterlab(folder, settings=SETTINGS, **environment):
              "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}"],
             cwd=folder / "work", env=os.environ | own | environment, stdout=log, stderr=log)
         try:
-            wait(60, lambda: answers(f"{site}/api?token={token}"))
+            wait(180, lambda: answers(f"{site}/api?token={token}"))
             yield lambda file: f"{site}/lab/tree/{file}?token={token}"
         finally:
             server.terminate()
-            server.wait(30)
+            server.wait(60)
 
 
 def answers(address):
     """Whether a server answers at `address`."""
     try:
-        return urlopen(address, timeout=5).status == 200
+        return urlopen(address, timeout=30).status == 200
     except OSError:
         return False
 
 
 def wait(seconds, ready):
     """Call `ready` until it returns something true, and return that; TimeoutException after `seconds`."""
-    return WebDriverWait(None, seconds, poll_frequency=0.2).until(lambda _: ready())
+    return WebDriverWait(None, seconds, poll_frequency=0.3).until(lambda _: ready())
 
 
 @contextmanager
@@ -95,17 +96,19 @@ def chromium(profile):
 
 def run_all(page):
     """Choose Run > Run All Cells on `page`, wait for the last cell; return every progress bar's text seen meanwhile."""
+    wait(180, lambda: page.find_elements(By.CSS_SELECTOR, ".jp-Notebook-ExecutionIndicator[data-status='idle']"))
     (menu,) = [item for item in page.find_elements(By.CSS_SELECTOR, ".lm-MenuBar-item") if item.text == "Run"]
     menu.click()
-    wait(10, lambda: page.find_elements(By.CSS_SELECTOR, ".lm-Menu-item[data-command='runmenu:run-all']"))[0].click()
-    bars, end = set(), time.monotonic() + 300
+    wait(60, lambda: page.find_elements(By.CSS_SELECTOR, ".lm-Menu-item[data-command='runmenu:run-all']"))[0].click()
+    wait(90, lambda: page.execute_script(PROMPTS)[-1] != "[ ]:")
+    bars = set()
 
     def finished():
         bars.update(re.findall(r"layers: .*?(\d+/\d+)", "\n".join(outputs(page, "stderr"))))
         prompts = page.execute_script(PROMPTS)
         return outputs(page, "error") or re.fullmatch(r"\[\d+\]:", prompts[-1])
 
-    wait(end - time.monotonic(), finished)
+    wait(1500, finished)
     return bars
 
 
@@ -132,14 +135,17 @@ def test_runs_in_jupyterlab(notebook, n_layers, tmp_path):
     plots = sum("image/png" in output.get("data", {}) for cell in code for output in cell.outputs)
     with jupyterlab(tmp_path, LLAMA3_CHECKPOINT=str(checkpoint)) as address, chromium(tmp_path / "profile") as page:
         page.get(address(notebook.name))
-        wait(60, lambda: len(page.execute_script(PROMPTS)) == len(code))
+        wait(180, lambda: len(page.execute_script(PROMPTS)) == len(code))
         bars = run_all(page)
         assert outputs(page, "error") == []
-        assert page.execute_script(PROMPTS) == [f"[{n}]:" for n in range(1, len(code) + 1)]
+        folded = [cell.metadata.get("jupyter", {}).get("source_hidden") for cell in code]
+        counts = ["" if hidden else f"[{n}]:" for n, hidden in enumerate(folded, 1)]
+        assert page.execute_script(PROMPTS) == counts              # a folded cell shows none
         assert len(page.find_elements(By.CSS_SELECTOR, ".jp-OutputArea-output img[src^='data:image/png']")) == plots
         diagrams = page.find_elements(By.CSS_SELECTOR, ".jp-RenderedMarkdown img")
         assert len(diagrams) == sum(cell.source.count("<img") for cell in read(notebook).cells)
-        wait(20, lambda: not page.execute_script(BROKEN)), page.execute_script(BROKEN)
+        wait(90, lambda: page.execute_script(WAITING) == 0)
+        assert page.execute_script(BROKEN) == []
         if n_layers < 31:
             assert bars == set()
         else:

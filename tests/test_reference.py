@@ -3,9 +3,11 @@
 Where Meta's code has no answer (a `rope_scaling_factor` other than 8, float32), `transformers` is the yardstick.
 """
 import ast
-import codecs
+import base64
 import contextlib
 import io
+import math
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,21 +26,19 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 notebook = functions()
 
-SMALL = {"dim": 512, "n_layers": 3, "n_heads": 8, "n_kv_heads": 2, "vocab_size": 1000, "multiple_of": 256,
+SMALL = {"dim": 256, "n_layers": 3, "n_heads": 8, "n_kv_heads": 2, "vocab_size": 1000, "multiple_of": 256,
          "ffn_dim_multiplier": 1.3, "norm_eps": 1e-5, "rope_theta": 500000.0}
-ONE_LAYER = {"n_layers": 1, "n_heads": 32, "n_kv_heads": 8, "vocab_size": 1000, "norm_eps": 1e-5, "rope_theta": 500000.0}
+WIDE = SMALL | {"n_layers": 1, "n_heads": 32, "n_kv_heads": 8}
 MODELS = {
     "grouped": SMALL,
     "multi-head": SMALL | {"n_kv_heads": 8},
     "single KV head": SMALL | {"n_kv_heads": 1},
-    "n_kv_heads null": SMALL | {"n_kv_heads": None},
-    "n_kv_heads absent": {key: value for key, value in SMALL.items() if key != "n_kv_heads"},
-    "other sizes": SMALL | {"dim": 256, "n_heads": 4, "ffn_dim_multiplier": None, "multiple_of": 32, "norm_eps": 1e-2,
+    "other sizes": SMALL | {"dim": 512, "n_heads": 4, "ffn_dim_multiplier": None, "multiple_of": 32, "norm_eps": 1e-2,
                             "rope_theta": 10000.0},
-    "8B widths": ONE_LAYER | {"dim": 4096, "multiple_of": 1024, "ffn_dim_multiplier": 1.3},
-    "3B widths": ONE_LAYER | {"dim": 3072, "n_heads": 24, "multiple_of": 256, "ffn_dim_multiplier": 1.0},
-    "1B widths, output tied": ONE_LAYER | {"dim": 2048, "multiple_of": 256, "ffn_dim_multiplier": 1.5, "tied": True},
-    "1B widths, output of its own": ONE_LAYER | {"dim": 2048, "multiple_of": 256, "ffn_dim_multiplier": 1.5},
+    "8B widths": WIDE | {"dim": 4096, "multiple_of": 1024},
+    "3B widths": WIDE | {"dim": 3072, "n_heads": 24, "ffn_dim_multiplier": 1.0},
+    "1B widths, output tied": WIDE | {"dim": 2048, "ffn_dim_multiplier": 1.5, "tied": True},
+    "1B widths, output of its own": WIDE | {"dim": 2048, "ffn_dim_multiplier": 1.5},
 }
 
 
@@ -54,26 +54,31 @@ def one_process():
 
 
 def random_llama(params, dtype=torch.bfloat16):
-    """A model as the notebook's `load_llama` returns it, with seeded normal weights; `tied`: output = embedding."""
-    params = dict(params)
-    tied = params.pop("tied", False)
-    config = notebook.defaults | {key: value for key, value in params.items() if value is not None}
-    config["n_kv_heads"] = config["n_kv_heads"] or config["n_heads"]
-    generator = torch.Generator().manual_seed(0)
+    """A model as the notebook's `load_llama` returns it, with seeded normal weights; `tied`: output = embedding.
+
+    Each weight is cut from one repeated row of numbers: a wide model would take seconds to draw.
+    """
+    config = notebook.defaults | {key: value for key, value in params.items() if key != "tied"}
+    noise = torch.randn(1_000_003, generator=torch.Generator().manual_seed(0))
     weights = {}
     for name, shape in notebook.expected_shapes(config).items():
         mean, std = (1, 0.3) if len(shape) == 1 else (0, 1) if "embeddings" in name else (0, shape[1] ** -0.5)
-        weights[name] = (torch.randn(shape, generator=generator) * std + mean).to(dtype)
-    if tied:
+        shift, size = len(weights), math.prod(shape)
+        numbers = noise.roll(shift).repeat(1 + size // len(noise))[:size].view(shape)
+        weights[name] = (numbers * std + mean).to(dtype)
+    if params.get("tied"):
         weights["output.weight"] = weights["tok_embeddings.weight"]
     return SimpleNamespace(config=config, weights=weights)
 
 
-def meta_model(llama, params, max_seq_len=64):
-    """Meta's Transformer (llama3/model.py) with the very tensors of `llama`, sizes from `params` as in params.json."""
+def meta_model(llama, params):
+    """Meta's Transformer (llama3/model.py) with the very tensors of `llama`, sizes from `params` as in params.json.
+
+    Raises RuntimeError where Meta's names or shapes are others.
+    """
     torch.set_default_dtype(torch.bfloat16)
     try:
-        model = Transformer(ModelArgs(**params | {"max_batch_size": 1, "max_seq_len": max_seq_len}))
+        model = Transformer(ModelArgs(**params | {"max_batch_size": 1, "max_seq_len": 700}))
     finally:
         torch.set_default_dtype(torch.float32)
     model.load_state_dict(llama.weights, assign=True)
@@ -94,6 +99,14 @@ def agree_in_steps(llama, model, tokens, lengths):
     return all(same)
 
 
+@lru_cache(maxsize=1)
+def pair(name):
+    """The notebook's model and Meta's for MODELS[name]; the last pair is kept for the next test."""
+    params = {key: value for key, value in MODELS[name].items() if key != "tied"}
+    llama = random_llama(MODELS[name])
+    return llama, meta_model(llama, params)
+
+
 @pytest.mark.parametrize("lengths", [[17], [1], [17] + 6 * [1], [11, 6], [1, 5, 11]], ids=str)
 @pytest.mark.parametrize("name", MODELS)
 def test_forward_is_metas(name, lengths):
@@ -102,16 +115,21 @@ def test_forward_is_metas(name, lengths):
     assert agree_in_steps(llama, model, random_tokens(llama.config, sum(lengths)), lengths)
 
 
-made = {}
+PARAMS = {key: SMALL[key] for key in ("dim", "n_layers", "n_heads", "vocab_size")}
 
 
-def pair(name):
-    """The notebook's model and Meta's for MODELS[name]; the last pair is kept, since its test runs several times."""
-    if name not in made:
-        made.clear()
-        llama = random_llama(MODELS[name])
-        made[name] = llama, meta_model(llama, MODELS[name])
-    return made[name]
+@pytest.mark.parametrize("params", [
+    PARAMS, PARAMS | {"n_kv_heads": None, "ffn_dim_multiplier": None}, SMALL | {"use_scaled_rope": False}, SMALL,
+    PARAMS | {"n_kv_heads": 4, "use_scaled_rope": True}], ids=lambda params: ",".join([*params][4:]) or "bare")
+def test_gaps_of_params_json_are_filled_as_meta_fills_them(tmp_path, params):
+    """Keys absent or null: opened from a folder, the model is the one that `ModelArgs` makes of the same file."""
+    full = {"n_kv_heads": 8} | {key: value for key, value in params.items() if value is not None}
+    lines = b"".join(base64.b64encode(b"%d" % rank) + b" %d\n" % rank for rank in range(1000 - 256))
+    notebook.write_checkpoint(tmp_path / "model", params, lines, random_llama(full).weights)
+    config, weights = notebook.open_checkpoint(tmp_path / "model")
+    llama = SimpleNamespace(config=config, weights=weights)
+    model = meta_model(llama, params)
+    assert agree_in_steps(llama, model, random_tokens(llama.config, 601), [600, 1])
 
 
 @pytest.mark.parametrize("lengths", [[600, 1, 1], [300, 300]], ids=str)
@@ -120,7 +138,7 @@ def test_scaled_rope_is_metas(lengths):
     params = SMALL | {"use_scaled_rope": True}
     llama = random_llama(params)
     tokens = random_tokens(llama.config, sum(lengths))
-    assert agree_in_steps(llama, meta_model(llama, params, max_seq_len=700), tokens, lengths)
+    assert agree_in_steps(llama, meta_model(llama, params), tokens, lengths)
     plain = SimpleNamespace(weights=llama.weights, config=llama.config | {"use_scaled_rope": False})
     assert not torch.equal(notebook.forward(llama, tokens), notebook.forward(plain, tokens))
 
@@ -208,12 +226,12 @@ def test_scaling_by_32_is_that_of_transformers():
                          ids=str)
 @pytest.mark.parametrize("name", ["grouped", "multi-head", "single KV head"])
 def test_any_dtype(name, dtype, tolerance):
-    """`forward` works in the type of the weights, with and without cache, as `transformers` does in float32."""
+    """`forward` works in the type of the weights, and is as near to `transformers` in float32 as that type allows."""
     llama = random_llama(MODELS[name], dtype)
     exact = SimpleNamespace(config=llama.config, weights={key: w.float() for key, w in llama.weights.items()})
-    tokens, yardstick, cache = random_tokens(llama.config, 40), in_transformers(exact), {}
-    assert far_off(llama, tokens, yardstick) < tolerance
-    parts = torch.cat([notebook.forward(llama, part, cache) for part in tokens.split(30)])
+    tokens, cache = random_tokens(llama.config, 20), {}
+    assert far_off(llama, tokens, in_transformers(exact)) < tolerance
+    parts = torch.cat([notebook.forward(llama, part, cache) for part in tokens.split(15)])
     assert (parts - notebook.forward(llama, tokens)).abs().max() < tolerance
     assert cache[0][0].dtype == dtype and parts.dtype == torch.float32
 
@@ -241,15 +259,18 @@ def test_sample_draws_what_meta_draws(temperature, top_p):
 
 
 def test_generate_is_greedy_transformers(smol, monkeypatch):
-    """64 tokens at temperature 0: the ids of `transformers` in bfloat16 on the same weights."""
-    prompt, said, sample = "The lighthouse keeper told me that the sea is", [], notebook.sample
+    """64 tokens at temperature 0: `transformers` in bfloat16, shown the same text, says the same id at each place.
+
+    Counting, since there the best token leads by 1.5 or more; in prose some two tie to the last bit of bfloat16.
+    """
+    said, sample = [], notebook.sample
     monkeypatch.setitem(notebook.generate.__globals__, "sample", lambda *args: said.append(sample(*args)) or said[-1])
-    text = notebook.generate(smol, prompt, max_new_tokens=64)
-    ids = torch.tensor([notebook.encode(smol.tokenizer, prompt)])
-    theirs = in_transformers(smol).generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=64, do_sample=False,
-                                            pad_token_id=0)[0, ids.shape[1]:].tolist()
-    assert said == theirs and len(said) == 64
-    assert text == smol.tokenizer.decode(theirs)
+    text = notebook.generate(smol, "1, 2, 3, 4, 5,", max_new_tokens=64)
+    ids = notebook.encode(smol.tokenizer, "1, 2, 3, 4, 5,") + said
+    with torch.inference_mode():
+        theirs = in_transformers(smol)(torch.tensor([ids])).logits[0].argmax(dim=-1).tolist()
+    assert len(said) == 64 and said == theirs[-65:-1]
+    assert text == smol.tokenizer.decode(said)
 
 
 @pytest.fixture
@@ -329,7 +350,7 @@ def test_stream_waits_for_the_rest_of_a_character(empty, puppet, capsys):
     """A text that breaks off in the middle of a character is printed as it is returned."""
     puppet(empty.tokenizer.encode("🦙")[:-1])
     text = notebook.generate(empty, [1], max_new_tokens=2, stream=True)
-    assert capsys.readouterr().out == text == codecs.decode("🦙".encode()[:3], "utf-8", "replace")
+    assert capsys.readouterr().out == text == "\ufffd"
 
 
 DIALOGS = {

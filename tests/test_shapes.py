@@ -5,7 +5,7 @@ import linecache
 import os
 import re
 import tokenize
-from contextlib import chdir, nullcontext
+from contextlib import redirect_stdout
 
 import matplotlib.pyplot as plt
 import pytest
@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 PAGES = [page for page in (ENGLISH, CHINESE, ROOT / "README.md") if page.exists()]
 OTHER = {"dim": 192, "n_layers": 3, "n_heads": 6, "n_kv_heads": 2, "vocab_size": 128256, "multiple_of": 32,
-         "norm_eps": 1e-05, "rope_theta": 10000.0}
+         "ffn_dim_multiplier": None, "norm_eps": 1e-05, "rope_theta": 10000.0}
 NUMBERS_AND_NAMES = re.compile(r"# (?P<numbers>\[[^\[\]]+\])(?: \((?P<names>.+)\))?")
 NAMES_ALONE = re.compile(r"# \[(?P<names>.+)\]")
 # What section 14 tells of the cache, at the 8B's widths: all tokens, then one more, then another.
@@ -32,7 +32,8 @@ class Made(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        self.shapes |= {str(list(value.shape)) for value in [result] if isinstance(value, torch.Tensor)}
+        if isinstance(result, torch.Tensor):
+            self.shapes.add(str(list(result.shape)))
         return result
 
 
@@ -56,7 +57,8 @@ class Watch(ast.NodeTransformer):
             if cell.cell_type == "code":
                 text, file = source(cell), f"<run of {cell.id}>"
                 linecache.cache[file] = (len(text), None, text.splitlines(True), file)
-                exec(compile(self.watched(cell.id, text, walk), file, "exec"), space)
+                with redirect_stdout(io.StringIO()):
+                    exec(compile(self.watched(cell.id, text, walk), file, "exec"), space)
 
     def watched(self, cell, text, walk):
         """The syntax tree of `text`, the code of the cell with the id `cell`, with the calls in it."""
@@ -64,8 +66,8 @@ class Watch(ast.NodeTransformer):
         self.comments = {token.start[0]: token.string for token in tokenize.generate_tokens(io.StringIO(text).readline)
                          if token.type == tokenize.COMMENT}
         tree = self.visit(ast.parse(text))
-        for comment in self.comments.values():
-            self.problems[f"{cell}: {comment}"] = "is behind no assignment"
+        for line, comment in self.comments.items():
+            self.problems[f"{cell}, line {line}: {comment}"] = "is behind no assignment"
         return tree
 
     def visit_FunctionDef(self, node):
@@ -85,7 +87,7 @@ class Watch(ast.NodeTransformer):
         if not comment or comment != self.comments.get(node.end_lineno):
             bare = ast.parse(f"__bare__({self.cell!r}, {values})").body
             return [node, *bare] if self.walk and not self.inside else node
-        where = f"{self.cell}: {', '.join(names)}  {self.comments.pop(node.end_lineno)}"
+        where = f"{self.cell}, line {node.end_lineno}: {', '.join(names)}  {self.comments.pop(node.end_lineno)}"
         match = (NAMES_ALONE if self.inside else NUMBERS_AND_NAMES).fullmatch(comment)
         try:
             found = match.groupdict()
@@ -136,29 +138,143 @@ def unknown(text, known, space):
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory):
-    """A folder to run in, with SmolLM2 in it if it lies beside the notebook; plots are drawn and never shown."""
+    """A folder to run in, with SmolLM2 in it if it lies beside the notebook; plots are drawn and never shown.
+
+    One thread: two wait long for one another where other tests run at the same time.
+    """
     folder = tmp_path_factory.mktemp("shapes")
     if (ROOT / "SmolLM2-135M").exists():
         os.symlink(ROOT / "SmolLM2-135M", folder / "SmolLM2-135M")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     plt.switch_backend("agg")
-    with chdir(folder), plt.rc_context(), pytest.MonkeyPatch.context() as patch:
+    with plt.rc_context(), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
         patch.setattr(plt, "show", lambda: plt.close("all"))
         yield folder
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
 def whole(scratch):
-    """The notebook's run at the 8B's widths, without the cells that measure: (watch, namespace, shapes it made).
+    """The notebook's run at the 8B's widths: (watch, namespace, shapes it made).
 
+    Cells that measure take long and are left out: an annotation in one of them is one that is not reached.
     The shapes are those of the first part and of two steps with a cache, and of the weights of the 8B and of SmolLM2.
     """
     watch, space, made = Watch(), {"__name__": "notebook"}, Made()
-    cells = [cell for cell in read().cells if "nbval-ignore-output" not in cell.metadata.get("tags", [])]
-    first = len([cell for cell in first_part(read()).cells])
+    first = first_part(read()).cells
+    rest = [cell for cell in read().cells[len(first):] if cell.cell_type == "code"]
+    measuring = [cell for cell in rest if "nbval-ignore-output" in cell.metadata.get("tags", [])]
     with made:
-        watch.run([*cells[:first], new_code_cell(CACHED, id="cached")], space)
-    watch.run(cells[first:], space, walk=False)
-    weights = [*space["expected_shapes"](space["llama3_8b"]).values(),
-               *space["expected_shapes"](space["smol"].config).values()]
-    scales = [(shape[0], 1) for shape in weights]
-    return watch, space, made.shapes | {str(list(shape)) for shape in weights + scales}
+        watch.run([*first, new_code_cell(CACHED, id="cached")], space)
+    watch.run([cell for cell in rest if cell not in measuring], space, walk=False)
+    for cell in measuring:
+        watch.watched(cell.id, source(cell), walk=False)
+    ours, smol = (space["expected_shapes"](config).values() for config in (space["llama3_8b"], space["smol"].config))
+    scales = [(shape[0], 1) for shape in smol]  # exercise 4: one for each row
+    return watch, space, made.shapes | {str(list(shape)) for shape in (*ours, *smol, *scales)}
+
+
+def test_annotations_hold(whole):
+    """Numbers, names and rank of each are those of the tensor behind which it stands, in every pass of the run."""
+    problems = whole[0].problems
+    assert not problems, "\n".join(map(" ".join, problems.items()))
+
+
+def test_annotations_are_reached(whole):
+    """None stands where the run does not come."""
+    assert not whole[0].waiting, whole[0].waiting
+
+
+def test_names_hold_at_other_widths(scratch):
+    """The first part with 5 tokens and a checkpoint whose sizes all differ from the 8B's and from one another."""
+    functions().write_stand_in(scratch / "other", config=OTHER)
+    watch, space = Watch(numbers=False), {"__name__": "notebook"}
+    with environment(LLAMA3_CHECKPOINT=scratch / "other"):
+        watch.run(first_part(with_prompt(read(), "once upon a time")).cells, space)
+    assert len(space["tokens"]) == 5
+    assert not watch.problems, "\n".join(map(" ".join, watch.problems.items()))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_shapes_in_prose_are_real(whole, page):
+    """Each shape in a page's Markdown, and in the alternative texts of its pictures, is one that the run made."""
+    texts = {page.name: page.read_text(encoding="utf-8")} if page.suffix == ".md" else \
+        {cell.id: cell.source for cell in read(page).cells if cell.cell_type == "markdown"}
+    strange = {name: shapes for name, text in texts.items() if (shapes := unknown(text, whole[2], whole[1]))}
+    assert not strange, strange
+
+
+RIGHT = """
+import inspect, torch
+n = 3
+x = torch.ones(2,
+               n)                             # [2, 3] (2, n)
+y, (z, text) = x + 1, (x * 2, "#")            # [2, 3]
+for _ in range(2):
+    "é"; x = x[:, :2]                         # [2, 2] (2, n - 1)
+def f(n):
+    y = torch.ones(n, 1)                      # [n, 1]
+    return y.T
+f(4), f(5)
+assert inspect.getsource(f).count("\\n") == 3 and "__" not in inspect.getsource(f)
+"""
+
+
+def watched(text, **options):
+    """A Watch that ran `text`, a cell in which `torch` is imported."""
+    watch = Watch(**options)
+    watch.run([new_code_cell(text, id="cell")], {"__name__": "notebook", "torch": torch})
+    return watch
+
+
+def test_right_cell_passes():
+    """Several lines, a tuple, a loop, a statement behind another, a function that keeps its source."""
+    watch = watched(RIGHT)
+    assert not watch.problems and not watch.waiting
+
+
+@pytest.mark.parametrize("text, problem", [
+    ("x = torch.ones(2, 3)  # [2, 4]", "is [2, 4], the tensor [2, 3]"),
+    ("x = torch.ones(2, 3)  # [2, 3, 1]", "is [2, 3, 1], the tensor [2, 3]"),
+    ("x = torch.ones(2, 3)  # [2,3]", "is [2,3], the tensor [2, 3]"),
+    ("n = 2\nx = torch.ones(2, 3)  # [2, 3] (n, n)", "is [2, 2], the tensor [2, 3]"),
+    ("n = 2\nx = torch.ones(2, 3)  # [2, 3] (n, 6 / n)", "is [2, 3.0], the tensor [2, 3]"),
+    ("x = torch.ones(2)  # [2] (m)", "cannot be evaluated: name 'm' is not defined"),
+    ("x, y = torch.ones(2), torch.ones(3)  # [2]", "is [2], the tensor [3]"),
+    ("def f(n):\n    x = torch.ones(2)  # [n]\nf(2)\nf(3)", "is [3], the tensor [2]"),
+    ("def f(n):\n    x = torch.ones(n)  # [n] (n)\nf(2)", "is not in the grammar"),
+    ("x = torch.ones(2)  # [2] (2", "is not in the grammar"),
+    ("x = torch.ones(2)  # [2] (2 +)", "is not in the grammar"),
+    ("x = torch.ones(2)  # two", "is not in the grammar"),
+    ("x = 2  # [2]", "is behind no tensor"),
+    ("# [2]\nx = torch.tensor(2)", "is behind no assignment"),
+    ("x = torch.tensor(  # [2]\n    2)", "is behind no assignment"),
+    ("torch.ones(2)  # [2]", "is behind no assignment"),
+    ("for _ in [1]:\n    _, x = 1, torch.ones(2)", "has no annotation, and is a tensor [2]"),
+])
+def test_wrong_cell_is_told(text, problem):
+    """One thing is wrong, and it is the one that is said."""
+    assert list(watched(text).problems.values()) == [problem]
+
+
+def test_unreached_annotation_is_told():
+    """A function that nobody calls."""
+    assert watched("def f(n):\n    x = torch.ones(n)  # [n]").waiting == {"cell, line 2: x  # [n]"}
+
+
+def test_only_names_hold_elsewhere():
+    """Where the numbers do not apply, the names still must."""
+    text = "n = 2\nx = torch.ones(n)  # [17] (n{})"
+    assert not watched(text.format(""), numbers=False).problems
+    assert watched(text.format(" + 1"), numbers=False).problems
+
+
+def test_unknown_shapes_are_told():
+    """Numbers and names in prose and in an alternative text; not a link, a citation's year, or a block of code."""
+    text = '`[2, 3]` [2] <img alt="[3, 2]"> `[n, 3]` [2](there) [a, b] (2024)\n```python\nx = [9]\n```\n'
+    wrong = ["[2, 4]", "[2,3]", "[2，3]", "[n, 4]", "[m, 3]"]
+    known = {"[2, 3]", "[2]", "[3, 2]"}
+    assert unknown(text, known, {"n": 2}) == []
+    assert sorted(unknown(text + " ".join(f"`{shape}`" for shape in wrong), known, {"n": 2})) == sorted(wrong)

@@ -66,6 +66,7 @@ def write(target, params, tokenizer, weights):
     """Write the folder `target` beside its place, then rename it; exits, and leaves nothing, if that fails."""
     storages = [weight.untyped_storage() for weight in weights.values()]
     total = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    total += 400 * len(weights)  # what the archive around the tensors may add, so that the bar does not overflow
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".llama3-", ignore_cleanup_errors=True) as scratch:
             new = Path(scratch) / target.name

@@ -1,0 +1,63 @@
+"""The Chinese notebook says what the English one says: the same cells, code, outputs, shapes, numbers and links."""
+import re
+
+import pytest
+from cells import CHINESE, ENGLISH, read
+from save_notebooks import fingerprint
+
+english, chinese = read(ENGLISH).cells, read(CHINESE).cells
+pairs = [(there, here) for there, here in zip(english, chinese) if here.cell_type == "markdown"]
+prose = pytest.mark.parametrize("there, here", pairs, ids=[here.id for _, here in pairs])
+HAN = r"[\u3400-\u9fff]"
+
+
+def plain(text):
+    """`text` without pictures, folded answers, code spans, formulas and link addresses: what a person reads aloud."""
+    for pattern in (r"(?s)```.*?```", r"<[^>]+>", r"`[^`]*`", r"\$+[^$]+\$+", r"\]\([^)]*\)"):
+        text = re.sub(pattern, "\N{OBJECT REPLACEMENT CHARACTER}", text)
+    return text
+
+
+def test_same_cells():
+    """Ids, kinds and order are the same; code cells are the same in everything: source, tags, outputs, counts."""
+    assert [(cell.id, cell.cell_type) for cell in english] == [(cell.id, cell.cell_type) for cell in chinese]
+    for there, here in zip(english, chinese):
+        assert here.cell_type == "markdown" or here == there, f"cell {here.id}: run tests/save_notebooks.py"
+
+
+@prose
+def test_translated(there, here):
+    """The Chinese text was written for the English text as it is now, and is Chinese."""
+    assert here.metadata.get("english") == fingerprint(there.source), "translate anew, then save_notebooks.py --translated"
+    assert re.search(HAN, here.source)
+
+
+@prose
+@pytest.mark.parametrize("pattern", [
+    r"(?m)^#+ ", r'<img src="[^"]*"', r'width="[^"]*"', r"(?s)```.*?```", r"`[^`\n]+`", r"\$+[^$]+\$+",
+    r"\]\((?!llama3_from_scratch)[^)]*\)", r"</?details>", r"(?m)^\|"])
+def test_same_parts(there, here, pattern):
+    """Headings, pictures, answers, code spans with their shapes, formulas, links and table rows are the same."""
+    assert sorted(re.findall(pattern, here.source)) == sorted(re.findall(pattern, there.source))
+
+
+@prose
+def test_same_numbers(there, here):
+    """Every number written in digits in one language stands in digits in the other."""
+    numbers = [set(re.findall(r"\d+(?:[.,]\d+)*", plain(cell.source))) for cell in (there, here)]
+    assert numbers[0] == numbers[1]
+
+
+@prose
+def test_chinese_typography(there, here):
+    """No space between Chinese and Latin, full-width punctuation after Chinese, the project's terms."""
+    text = plain(re.sub(r"(?m)^(#+|\d\.|[-*|]|\s)+", "", here.source))
+    assert not re.search(rf"{HAN} +[A-Za-z0-9]|[A-Za-z0-9] +{HAN}", text), "space between Chinese and Latin"
+    assert not re.search(rf"{HAN}[,.:;!?()]|[,;!?(]{HAN}", text), "half-width punctuation"
+    for wrong in ("您", "令牌", "标记化", "一次性", "但只", "残差连接流", "检查站", "键值缓存", "分组注意力"):
+        assert wrong not in text, wrong
+
+
+def test_linked():
+    """Each notebook's first cell links to the other."""
+    assert f"]({CHINESE.name})" in english[0].source and f"]({ENGLISH.name})" in chinese[0].source

@@ -1,0 +1,166 @@
+"""The notebook's tokenizer is Meta's, its hand-written BPE is tiktoken's, and SmolLM2's is that of its GGUF file."""
+import hashlib
+
+import pytest
+import regex
+from cells import ROOT, functions, read
+from gguf import GGUFReader
+from llama_models.llama3.tokenizer import Tokenizer as MetaTokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+notebook = functions()
+
+PROMPT = "the answer to the ultimate question of life, the universe, and everything is "
+TEXTS = {
+    "the prompt": PROMPT,
+    "empty": "",
+    "one letter": "a",
+    "English": "Don't panic! She'll say: \"It's 5 o'clock, isn't it?\" DON'T SHE'LL (naïve café) e.g. hitchhikers",
+    "code": "def f(x):\n\tif x != 3.14:\n        return {'a': [x**2 for x in range(10)]}  # done\n\n\nprint(f(1))\r\n",
+    "digits": "0 42 1234567890 1,000,000 3.14159 00007 2024-04-18 x1y22z333 ½ ٣٤",
+    "spaces": "  a   b" + " " * 100 + "c \t d" + "\t" * 7 + "e   ",
+    "newlines": "\n\na\n \n  b\r\n\r\nc \n" + "\n" * 50,
+    "Chinese": "生命、宇宙以及一切的终极答案是四十二。你好，世界！",
+    "Arabic": "الجواب على السؤال الأهم عن الحياة، والكون، وكل شيء هو ٤٢",
+    "Vietnamese": "Câu trả lời cho câu hỏi cuối cùng về cuộc sống, vũ trụ và vạn vật là: những người Việt Nam",
+    "other scripts": "जीवन का उत्तर हैं ชีวิต ответ на вопрос απάντηση שאלה 생명 いのち",
+    "emoji": "🦙 llamas 🦙🏽 👩‍👩‍👧‍👦 🏳️‍🌈 ❤️",
+    "special names": "<|begin_of_text|>a<|eot_id|> <|start_header_id|>user<|end_header_id|>\n\n<|python_tag|>",
+    "control characters": "\x00\x01\x7f\u200b\ufeff\ufffd\u00a0\U0010ffff e\u0301",
+}
+
+
+@pytest.fixture(scope="module")
+def meta():
+    """Meta's tokenizer, llama3/tokenizer.py in `llama_models`."""
+    return MetaTokenizer.get_instance()
+
+
+@pytest.fixture(scope="module")
+def llama():
+    """The notebook's tokenizer on the same tokenizer.model."""
+    return notebook.load_tokenizer(notebook.package_file("llama_models", "llama3/tokenizer.model"))
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_ids_are_metas(llama, meta, name):
+    """The same ids as Meta's `encode` with <|begin_of_text|>, and back to the same text."""
+    ids = notebook.encode(llama, TEXTS[name])
+    assert ids == meta.encode(TEXTS[name], bos=True, eos=False)
+    assert llama.decode(ids[1:]) == TEXTS[name]
+
+
+def test_prompt_has_metas_17_ids(llama):
+    """Written down here, so that two tokenizers that change together are noticed."""
+    assert notebook.encode(llama, PROMPT) == [128000, 1820, 4320, 311, 279, 17139, 3488, 315, 2324, 11, 279, 15861, 11,
+                                              323, 4395, 374, 220]
+
+
+def test_special_tokens_are_metas(llama, meta):
+    """All 256 names with their ids, 128000 to 128255, in one vocabulary of 128,256."""
+    assert {name: llama.encode_single_token(name) for name in notebook.special} == meta.special_tokens
+    assert sorted(meta.special_tokens.values()) == [*range(128000, 128256)]
+    assert llama.n_vocab == meta.n_words == 128256 and len(llama.special_tokens_set) == 256
+
+
+@pytest.fixture
+def ranks(llama, monkeypatch):
+    """Bytes to rank, also set as the global `ranks` that the notebook's `bpe` reads."""
+    ranks = notebook.read_ranks(notebook.package_file("llama_models", "llama3/tokenizer.model"))
+    monkeypatch.setitem(notebook.bpe.__globals__, "ranks", ranks)
+    return ranks
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_bpe_by_hand_is_tiktokens(ranks, llama, name):
+    """Split by the pattern, merged by hand: the ids that tiktoken gives; the split itself loses nothing."""
+    pieces = regex.findall(notebook.pattern, TEXTS[name])
+    assert "".join(pieces) == TEXTS[name]
+    by_hand = [token for piece in pieces for token in notebook.bpe(piece.encode())]
+    assert by_hand == notebook.encode(llama, TEXTS[name])[1:]
+
+
+class MergesOnly(dict):
+    """Ranks in which `piece in ranks` finds nothing, so that `bpe` has to merge from single bytes."""
+
+    def __contains__(self, piece):
+        """Always False."""
+        return False
+
+
+def test_pieces_that_cannot_be_merged(ranks, monkeypatch):
+    """Of all 128,000, `bpe` finds 588 only because it looks them up whole.
+
+    678 is the count when a piece may be made of pieces of lower rank only, as it was when the vocabulary was learned;
+    `bpe` reaches 90 of them through a piece of a higher rank.
+    """
+    assert all(notebook.bpe(piece) == [rank] for piece, rank in ranks.items())
+    monkeypatch.setitem(notebook.bpe.__globals__, "ranks", MergesOnly(ranks))
+    lost = {piece for piece, rank in ranks.items() if notebook.bpe(piece) != [rank]}
+    assert len(lost) == 588 and " việc".encode() in lost
+
+
+def test_page_says_how_many_cannot_be_merged():
+    """The number that the page's own `bpe` gives."""
+    (cell,) = [cell for cell in read().cells if cell.id == "bpe-why"]
+    assert "588" in cell.source
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory):
+    """The notebook's tokenizer for SmolLM2, the one of the GGUF file, and the file's id for each of the former's.
+
+    The file says BPE (`tokenizer.ggml.tokens`, `.merges`) with the pre-tokenizer `smollm`. In llama.cpp
+    (`llama-vocab.cpp`) that is: digits one by one, then GPT-2's pattern.
+    """
+    fields = GGUFReader(notebook.find_gguf(tmp_path_factory.mktemp("gguf"))).fields
+    texts, kinds, merges, pre = (fields[f"tokenizer.ggml.{key}"].contents()
+                                 for key in ("tokens", "token_type", "merges", "pre"))
+    assert pre == "smollm"
+    theirs = Tokenizer(models.BPE({text: i for i, text in enumerate(texts)}, [tuple(pair.split()) for pair in merges]))
+    theirs.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
+                                                    pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    ours = notebook.load_llama(ROOT / "SmolLM2-135M").tokenizer
+    return ours, theirs, [i for i, kind in enumerate(kinds) if kind == 1]
+
+
+@pytest.mark.parametrize("text", [
+    notebook.page, "In 1969, 400,000 people worked 8 hours a day for 3.5 years.", TEXTS["English"], TEXTS["Chinese"],
+    TEXTS["emoji"], "f(x) = [y != z->w];\n}", "One line.\nAnother line.\n", "two  spaces   three"])
+def test_smollm2_reads_as_its_file_says(smollm2, text):
+    """Prose, numbers, code, single line breaks: the ids of the GGUF file's own tokenizer."""
+    ours, theirs, ids = smollm2
+    assert [ids[token] for token in ours.encode(text)] == theirs.encode(text).ids
+
+
+@pytest.mark.parametrize("text, ours_reads, theirs_reads", [
+    ("a\n\nb", ["a", "\n\n", "b"], ["a", "\n", "\n", "b"]),
+    ("a\n    b", ["a", "\n", "   ", " b"], ["a", "\n   ", " b"]),
+])
+def test_smollm2_differs_where_whitespace_holds_a_newline(smollm2, text, ours_reads, theirs_reads):
+    """Llama 3's pattern ends a piece at the last line break; GPT-2's gives away the last blank of a run instead."""
+    ours, theirs, _ = smollm2
+    assert [ours.decode([token]) for token in ours.encode(text)] == ours_reads
+    spelled = [token.replace("Ġ", " ").replace("Ċ", "\n") for token in theirs.encode(text).tokens]
+    assert spelled == theirs_reads
+
+
+def digests(folder):
+    """SHA-256 of each file of `folder`, by its name."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def test_stand_in_is_written_the_same_twice(tmp_path):
+    """Two folders, the same bytes, and nothing left beside them."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        notebook.open_checkpoint(tmp_path / name / "stand-in-2layers")
+        assert [path.name for path in (tmp_path / name).iterdir()] == ["stand-in-2layers"]
+    assert digests(tmp_path / "one" / "stand-in-2layers") == digests(tmp_path / "two" / "stand-in-2layers")
+
+
+def test_smollm2_is_written_the_same_twice(tmp_path):
+    """Written anew, the bytes of the folder beside the notebook; if they differ, that one is old: delete it."""
+    notebook.open_checkpoint(tmp_path / "SmolLM2-135M")
+    notebook.open_checkpoint(ROOT / "SmolLM2-135M")
+    assert digests(tmp_path / "SmolLM2-135M") == digests(ROOT / "SmolLM2-135M")
