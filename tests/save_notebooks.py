@@ -44,6 +44,9 @@ def keep_measurements(notebook, saved):
     for cell in notebook.cells:
         if IGNORED in cell.metadata.get("tags", []):
             cell.outputs = known.get((cell.id, cell.source), cell.outputs)
+            for output in cell.outputs:
+                if "execution_count" in output:
+                    output.execution_count = cell.execution_count
 
 
 def carry_over(english, chinese):

@@ -28,7 +28,7 @@ def test_same_cells():
 @prose
 def test_translated(there, here):
     """The Chinese text was written for the English text as it is now, and is Chinese."""
-    assert here.metadata.get("english") == fingerprint(there.source), "translate anew, then save_notebooks.py --translated"
+    assert here.metadata.get("english") == fingerprint(there.source), "mend it, then save_notebooks.py --translated"
     assert re.search(HAN, here.source)
 
 
