@@ -151,7 +151,7 @@ def test_code_in_the_file(folder, form, tmp_path):
     spoiled(folder, PTH, content[form])
     sentence = refused(functions().open_checkpoint, folder)
     assert sentence.startswith(f"{folder / PTH}: "), sentence
-    assert form == "bare pickle" or "it holds code; none was run" in sentence
+    assert form == "bare pickle" or "it holds code, and none was run" in sentence
     assert not (tmp_path / "it ran").exists()
 
 

@@ -35,15 +35,9 @@ def same(one, other):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A folder with 32 layers whose first two, and all around the layers, are those of the notebook's stand-in.
-
-    `random_weights` draws the last norm after the layers, so here it is taken from the model of two.
-    """
+    """A folder with 32 layers at full width, made the stand-in's way (6 MB), and a key that the notebook does not know."""
     notebook, folder = functions(), tmp_path_factory.mktemp("source") / "32layers"
-    last_norm = notebook.random_weights(notebook.llama3_8b | {"n_layers": 2})["norm.weight"]
-    weights = notebook.random_weights(notebook.llama3_8b) | {"norm.weight": last_norm}
-    tokenizer = notebook.package_file("llama_models", "llama3/tokenizer.model")
-    notebook.write_checkpoint(folder, notebook.llama3_8b | {"another key": None}, tokenizer.read_bytes(), weights)
+    notebook.write_stand_in(folder, notebook.llama3_8b | {"another key": None})
     return folder
 
 
