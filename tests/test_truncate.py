@@ -35,7 +35,7 @@ def same(one, other):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A folder with 32 layers at full width, made the stand-in's way (6 MB), and a key that the notebook does not know."""
+    """A folder with 32 layers at full width, made the stand-in's way (6 MB), with a key that is new to the notebook."""
     notebook, folder = functions(), tmp_path_factory.mktemp("source") / "32layers"
     notebook.write_stand_in(folder, notebook.llama3_8b | {"another key": None})
     return folder
