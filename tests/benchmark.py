@@ -32,9 +32,11 @@ def write_contiguous(folder, config):
     """
     functions().write_stand_in(folder, config)
     path = folder / "consolidated.00.pth"
-    with FakeTensorMode(), torch.serialization.skip_data():
-        torch.save({name: torch.empty(shape, dtype=torch.bfloat16)
-                    for name, shape in functions().expected_shapes(config).items()}, path)
+    with FakeTensorMode():
+        weights = {name: torch.empty(shape, dtype=torch.bfloat16)
+                   for name, shape in functions().expected_shapes(config).items()}
+    with torch.serialization.skip_data(materialize_fake_tensors=True):
+        torch.save(weights, path)
     block = torch.randn(2**25, generator=torch.Generator().manual_seed(0)).mul(0.02).bfloat16()
     with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
         for name, weight in torch.load(path, mmap=True).items():
@@ -79,7 +81,7 @@ def walked(folder, limit=None):
         v1 = Path("/sys/fs/cgroup/memory")
         group = (v1 if v1.is_dir() else Path("/sys/fs/cgroup")) / "llama3_benchmark"
         group.mkdir(exist_ok=True)
-        (group / ("memory.limit_in_bytes" if v1.is_dir() else "memory.max")).write_text(str(limit))
+        (group / ("memory.limit_in_bytes" if v1.is_dir() else "memory.max")).write_text(str(int(limit)))
         command = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group / "cgroup.procs"), *command]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return json.loads(output.split("RESULT")[1])
