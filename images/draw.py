@@ -350,7 +350,7 @@ def unwrap(ax):
 @picture("rope", 384, "pairs", shape(seq, head_dim // 2, 2), "freqs")
 def rope(ax):
     """One row of q as pairs, and what its position does to some of them: small clocks, one row a pair."""
-    named(ax, 70, 34, "one row of q", shape(seq, head_dim))
+    named(ax, 70, 34, "one row of q", shape(head_dim))
     named(ax, 660, 34, "pairs", shape(seq, head_dim // 2, 2))
     for i in range(28):
         box(ax, 150 + 13 * i + 4 * (i // 2), 24, 13, 20, ACTIVATION if i // 2 % 2 else pale(ACTIVATION, 0.45))
