@@ -174,17 +174,23 @@ def piece_width(text):
     return max(34, LETTER * len(text) + 12)
 
 
+def token(ax, x, y, text, color=TEXT, upright=False):
+    """A token's text with its middle at (x, y), read upwards if upright; a space is a low bracket."""
+    left = -LETTER * len(text) / 2
+    if text.strip():
+        write(ax, *((x, y - left) if upright else (x + left, y)), text, size=9, align="left", mono=True, color=color,
+              turn=90 if upright else 0)
+    if text.startswith(" "):
+        corners = [(left + 1, 2), (left + 1, 6), (left + LETTER - 1, 6), (left + LETTER - 1, 2)]
+        link(ax, *((x + b, y - a) if upright else (x + a, y + b) for a, b in corners), color=color, line=1.2, zorder=5)
+
+
 def piece(ax, x, y, text, fill=ACTIVATION, width=None, height=22):
-    """A token's text in a rounded box with its left middle at (x, y); a space is a low bracket. Returns its width."""
+    """A token's text in a rounded box with its left middle at (x, y). Returns the box's width."""
     width = width or piece_width(text)
     ax.add_patch(FancyBboxPatch((x + 4, y - height / 2 + 4), width - 8, height - 8, boxstyle="round,pad=4",
                                 facecolor=fill, edgecolor=pale(TEXT, 0.35), linewidth=0.6, zorder=3))
-    left = x + (width - LETTER * len(text)) / 2
-    if text.strip():
-        write(ax, left, y, text, size=9, align="left", mono=True, color=ink(fill))
-    if text.startswith(" "):
-        link(ax, (left + 1, y + 2), (left + 1, y + 6), (left + LETTER - 1, y + 6), (left + LETTER - 1, y + 2),
-             line=1.2, zorder=5)
+    token(ax, x + width / 2, y, text, color=ink(fill))
     return width
 
 
@@ -195,14 +201,15 @@ def draw_map(ax, here=None):
     thick, top, y_text = (22, 42, 40) if full else (10, 46, 58)
     middle = (y + y_text) / 2
 
-    def shade(color, part):
-        return color if full else ACCENT if part == here else pale(color)
+    def shade(color, *parts):
+        return color if full else ACCENT if here in parts else pale(color)
 
     def part(x, y, width, name, *more, color=WEIGHT, part=None):
-        fill = shade(color, part)
-        box(ax, x, y - tall / 2, width, tall, fill, edge=None if full or part == here else pale(TEXT, 0.6))
+        parts = (part, "norm") if "norm" in name else (part,)
+        fill = shade(color, *parts)
+        box(ax, x, y - tall / 2, width, tall, fill, edge=None if full or here in parts else pale(TEXT, 0.6))
         named(ax, x + width / 2, y, name, *(more if full else ()), size=9,
-              color=ink(fill) if full or part == here else pale(TEXT, 0.25))
+              color=ink(fill) if full or here in parts else pale(TEXT, 0.25))
 
     line = TEXT if full else pale(TEXT, 0.45)
     link_color = ACCENT if here == "embedding" else line
@@ -244,14 +251,19 @@ def draw_map(ax, here=None):
             box(ax, x, 324, 22, 14, fill)
             write(ax, x + 30, 331, text, align="left")
     else:
-        x = {"embedding": 74, "attention": 260, "feed_forward": 454, "loop": 360, "output": 646}[here]
+        x = {"embedding": 74, "norm": 357, "attention": 260, "feed_forward": 454, "loop": 360, "output": 646}[here]
         tip = {"embedding": y_text - tall / 2, "output": y_text - tall / 2, "loop": top}.get(here, y_block - tall / 2)
         write(ax, x, 12, "you are here", color=ACCENT, bold=True, size=10)
-        arrow(ax, (x, 20), (x, tip - (2 if here == "loop" else 1)), color=ACCENT, line=2)
+        if here == "norm":
+            for side in (294, 372):
+                arrow(ax, (x, 20), (x, y_norm), (side, y_norm), color=ACCENT, line=2)
+        else:
+            arrow(ax, (x, 20), (x, tip - (2 if here == "loop" else 1)), color=ACCENT, line=2)
 
 
 picture("map", 360, "tok_embeddings", "attention", "feed_forward", "output", str(n_layers))(draw_map)
-for _part, _labels in {"embedding": ("tokens", "tok_embeddings"), "attention": ("attention_norm", "attention"),
+for _part, _labels in {"embedding": ("tokens", "tok_embeddings"), "norm": ("attention_norm", "ffn_norm"),
+                       "attention": ("attention_norm", "attention"),
                        "feed_forward": ("ffn_norm", "feed_forward"), "loop": (str(n_layers),),
                        "output": ("norm", "output")}.items():
     picture("map_" + _part, 228, *_labels)(partial(draw_map, here=_part))
@@ -276,7 +288,7 @@ def embedding(ax):
     """Ids on the left, the table in the middle, the rows that the ids pick on the right."""
     named(ax, 96, 26, "tokens", shape(seq))
     named(ax, 345, 26, "tok_embeddings", shape_of("tok_embeddings"))
-    named(ax, 605, 100, "token_embeddings", shape(seq, dim))
+    named(ax, 605, 70, "token_embeddings", shape(seq, dim))
     box(ax, 260, 50, 170, 282, pale(WEIGHT, 0.25))
     for i, y, y_row in ((0, 74, 310), (1, 118, 122), (2, 162, 176), (seq - 1, 300, 74)):
         color = ACCENT if i == 1 else pale(TEXT, 0.5)
@@ -284,57 +296,55 @@ def embedding(ax):
         write(ax, 150 - width / 2, y + 20, str(TOKENS[i]), size=9, color=ACCENT if i == 1 else TEXT, bold=i == 1)
         box(ax, 260, y_row - 4, 170, 8, ACCENT if i == 1 else WEIGHT)
         arrow(ax, (150, y), (260, y_row), color=color, line=2 if i == 1 else 1.2)
-        y_out = 130 + (i + 0.5) * 5
-        (arrow if i == 1 else link)(ax, (430, y_row), (520, y_out), color=color, line=2 if i == 1 else 1.2)
+        arrow(ax, (430, y_row), (520, 100 + (i + 0.5) * 11), color=color, line=2 if i == 1 else 1.2, head=9)
     dots(ax, 133, 232, 0, 10)
     dots(ax, 345, 240, 0, 10)
-    rows(ax, 520, 130, 170, seq, {1: ACCENT, None: ACTIVATION})
+    rows(ax, 520, 100, 170, seq, {1: ACCENT, None: ACTIVATION}, height=11)
 
 
-@picture("rmsnorm", 270, "attention_norm.weight", shape(dim), "norm_eps", "rsqrt")
+@picture("rmsnorm", 282, "attention_norm.weight", shape(dim), "norm_eps", "rsqrt")
 def rmsnorm(ax):
-    """One row of 4 example numbers: the row times rsqrt(mean of its squares + eps), times the weight."""
-    row, weight = np.array([2.0, -1.0, 0.5, -3.0]), np.array([0.5, 1.0, 2.0, 1.5])
+    """A row of 4 numbers, so that all can be checked: times rsqrt(mean of its squares + eps), times the weight."""
+    row, weight = np.array([0.7, -0.1, 0.5, -0.5]), np.array([0.5, 1.0, 2.0, 1.5])
     mean = (row ** 2).mean()
     scale = 1 / np.sqrt(mean + config["norm_eps"])
 
-    def strip(x, y, values, fill, name, above=True):
-        width = 36
-        cells(ax, x, y, values[None], width, 30, [[f"{value:.2f}" for value in values]], [[fill] * len(values)])
-        box(ax, x + 4 * width, y, 22, 30, fill, edge=PAPER)
-        write(ax, x + 4 * width + 11, y + 13, "...")
-        write(ax, x + 83, y - 14 if above else y + 44, name, bold=True)
+    def strip(x, y, values, fill, name, below=False):
+        cells(ax, x, y, values[None], 40, 30, [[f"{value:.2f}" for value in values]], [[fill] * len(values)])
+        write(ax, x + 20 * len(values), y + (44 if below else -14), name, bold=True)
 
-    strip(20, 130, row, ACTIVATION, "one row " + shape(dim))
-    strip(20, 210, row ** 2, ACTIVATION, "row * row", above=False)
-    strip(534, 130, row * scale * weight, ACTIVATION, "x " + shape(dim))
-    strip(392, 44, weight, WEIGHT, "attention_norm.weight " + shape(dim))
-    arrow(ax, (103, 160), (103, 210))
-    write(ax, 112, 184, "square", align="left")
-    for x, value in ((258, mean), (394, scale)):
-        cells(ax, x, 210, [[0]], 48, 30, [[f"{value:.2f}"]], [[ACTIVATION]])
-    arrow(ax, (186, 225), (258, 225))
-    write(ax, 221, 212, "mean")
-    arrow(ax, (306, 225), (394, 225))
-    write(ax, 349, 196, "+ norm_eps")
-    write(ax, 349, 212, "rsqrt")
-    arrow(ax, (186, 145), (407, 145))
-    arrow(ax, (418, 210), (418, 156))
-    arrow(ax, (429, 145), (464, 145))
-    arrow(ax, (475, 74), (475, 134))
-    arrow(ax, (486, 145), (534, 145))
-    operator(ax, 418, 145, "*")
-    operator(ax, 475, 145, "*")
+    write(ax, 20, 26, f"here a row of {len(row)} numbers; in the model each row is {shape(dim)}", align="left")
+    strip(20, 136, row, ACTIVATION, "one row")
+    strip(20, 216, row ** 2, ACTIVATION, "row * row", below=True)
+    strip(540, 136, row * scale * weight, ACTIVATION, "x")
+    strip(406, 60, weight, WEIGHT, "attention_norm.weight")
+    strip(260, 216, mean[None], ACTIVATION, "")
+    strip(392, 216, scale[None], ACTIVATION, "scale", below=True)
+    arrow(ax, (100, 166), (100, 216))
+    write(ax, 109, 190, "square", align="left")
+    arrow(ax, (180, 231), (260, 231))
+    write(ax, 219, 218, "mean")
+    arrow(ax, (300, 231), (392, 231))
+    write(ax, 345, 202, "+ norm_eps")
+    write(ax, 345, 218, "rsqrt")
+    arrow(ax, (180, 151), (401, 151))
+    arrow(ax, (412, 216), (412, 162))
+    arrow(ax, (423, 151), (475, 151))
+    arrow(ax, (486, 90), (486, 140))
+    arrow(ax, (497, 151), (540, 151))
+    operator(ax, 412, 151, "*")
+    operator(ax, 486, 151, "*")
 
 
-@picture("unwrap", 360, "wq", shape_of("attention.wq"), shape(n_heads, head_dim, dim), "wq_head", shape(head_dim, dim))
+@picture("unwrap", 360, "wq", shape_of("attention.wq"), shape(n_heads, head_dim, dim), "wq_heads[0]",
+         shape(head_dim, dim))
 def unwrap(ax):
     """The square weight, the same rows as heads, and the rows of head 0."""
     side = 190
     band = side / n_heads
     named(ax, 24 + side / 2, 74, "wq", shape_of("attention.wq"))
-    named(ax, 268 + side / 2, 26, "wq.view(...)", shape(n_heads, head_dim, dim))
-    named(ax, 512 + side / 2, 166, "wq_head", shape(head_dim, dim))
+    named(ax, 268 + side / 2, 26, "wq_heads", shape(n_heads, head_dim, dim))
+    named(ax, 512 + side / 2, 166, "wq_heads[0]", shape(head_dim, dim))
     for i in range(n_heads):
         fill = ACCENT if i == 0 else WEIGHT if i % 2 else pale(WEIGHT, 0.3)
         box(ax, 24, 100 + i * band, side, band, fill, edge=fill, line=0.1)
@@ -347,55 +357,62 @@ def unwrap(ax):
     arrow(ax, (268 + side, 55), (485, 55), (485, 195), (512, 195), color=ACCENT, line=2)
 
 
-@picture("rope", 384, "pairs", shape(seq, head_dim // 2, 2), "freqs")
+@picture("rope", 420, "pairs", shape(head_dim), shape(head_dim // 2, 2), "freqs")
 def rope(ax):
-    """One row of q as pairs, and what its position does to some of them: small clocks, one row a pair."""
+    """One row of q as pairs, and how far its position turns some of them: small clocks, one row a pair."""
+    def clock(x, y, angle):
+        ax.add_patch(Circle((x, y), 14, facecolor=PAPER, edgecolor=pale(TEXT, 0.5), linewidth=0.8, zorder=3))
+        ax.add_patch(Wedge((x, y), 14, -np.degrees(angle) % 360, 360, facecolor=ACTIVATION, zorder=3,
+                           visible=angle > 0))
+        arrow(ax, (x, y), (x + 14 * np.cos(angle), y - 14 * np.sin(angle)), line=1.8, head=7)
+
     named(ax, 70, 34, "one row of q", shape(head_dim))
-    named(ax, 660, 34, "pairs", shape(seq, head_dim // 2, 2))
+    named(ax, 660, 34, "its pairs", shape(head_dim // 2, 2))
     for i in range(28):
         box(ax, 150 + 13 * i + 4 * (i // 2), 24, 13, 20, ACTIVATION if i // 2 % 2 else pale(ACTIVATION, 0.45))
     write(ax, 582, 32, "...")
-    write(ax, 164, 76, "angles[position, pair] = position * freqs[pair]", align="left", bold=True)
-    write(ax, 660, 76, shape(seq, head_dim // 2))
-    write(ax, 14, 106, "position", align="left", bold=True)
+    write(ax, 14, 84, "angle = position * freqs[pair]", align="left", bold=True)
+    clock(262, 84, 1.0)
+    write(ax, 286, 84, "The blue wedge is the angle: how far the pair has been turned.", align="left")
+    write(ax, 14, 130, "position", align="left", bold=True)
     for position in range(seq):
         x = 164 + 33 * position
-        write(ax, x, 106, str(position), size=9)
+        write(ax, x, 130, str(position), size=9)
         for row, pair in enumerate((0, 4, 8, 16, head_dim // 2 - 1)):
-            y, angle = 138 + row * 52, position * freqs[pair]
-            ax.add_patch(Circle((x, y), 14, facecolor=PAPER, edgecolor=pale(TEXT, 0.5), linewidth=0.8, zorder=3))
-            ax.add_patch(Wedge((x, y), 14, -np.degrees(angle) % 360, 360, facecolor=ACTIVATION, zorder=3,
-                               visible=position > 0))
-            arrow(ax, (x, y), (x + 14 * np.cos(angle), y - 14 * np.sin(angle)), line=1.8, head=7)
+            y = 164 + row * 54
+            clock(x, y, position * freqs[pair])
             if position == 0:
                 named(ax, 14, y, f"pair {pair}", f"freqs[{pair}] = {freqs[pair]:.2g}", align="left", size=9)
 
 
-@picture("scores", 420, "q", shape(seq, head_dim), "scores", shape(seq, seq))
+QUERY, KEY = "q_rotated", "k_rotated"
+
+
+@picture("scores", 420, QUERY, shape(seq, head_dim), KEY, "scores", shape(seq, seq))
 def scores(ax):
-    """Queries down the side, keys along the top; each cell of the table is one query times one key."""
-    values = np.random.default_rng(7).random((6, 6))
-    left, top, size, here = 256, 190, 34, (2, 1)
-    named(ax, 166, 152, "q", shape(seq, head_dim))
-    named(ax, 210, 40, "k.T", shape(head_dim, seq))
-    for i in range(6):
-        token, at = (i, i * size) if i < 5 else (seq - 1, i * size + 14)
-        for hit, x, y, width, height in ((i == here[0], 90, top + at + 4, 152, size - 8),
-                                         (i == here[1], left + at + 4, 24, size - 8, 152)):
+    """Queries down the side, keys along the top; each cell is one query times one key, highest one token back."""
+    shown, (i, j) = [0, 1, 2, 3, 4, seq - 1], (2, 1)
+    left, top, size = 256, 190, 34
+    values = np.array([[np.cos((query - 1 - key) * freqs[:12]).mean() for key in shown] for query in shown])
+    values = (values - values.min()) / np.ptp(values)
+    named(ax, 166, 152, QUERY, shape(seq, head_dim))
+    named(ax, 200, 40, KEY + ".T", shape(head_dim, seq))
+    for row, number in enumerate(shown):
+        at = row * size + (14 if number == seq - 1 else 0)
+        for hit, x, y, width, height in ((row == i, 90, top + at + 4, 152, size - 8),
+                                         (row == j, left + at + 4, 24, size - 8, 152)):
             fill = ACCENT if hit else ACTIVATION
             box(ax, x, y, width, height, fill)
-            text = PIECES[token].strip() or "[space]"
-            write(ax, x + width / 2, y + height / 2, text, size=9, mono=True, color=ink(fill),
-                  turn=0 if width > height else 90)
-        for j in range(6):
-            x = left + j * size + (14 if j == 5 else 0)
-            cells(ax, x, top + at, [[values[i, j]]], size, size, fills=[[ACCENT if (i, j) == here else None]])
+            token(ax, x + width / 2, y + height / 2, PIECES[number], color=ink(fill), upright=height > width)
+        for column in range(len(shown)):
+            x = left + column * size + (14 if column == len(shown) - 1 else 0)
+            box(ax, x, top + at, size, size, BLUES(values[row, column]), edge=MASKED)
+    box(ax, left + j * size, top + i * size, size, size, "none", edge=ACCENT, line=3.5, zorder=4)
     dots(ax, 166, top + 5 * size + 7, 0, 4, radius=1.2)
     dots(ax, left + 5 * size + 7, 100, 4, 0, radius=1.2)
-    i, j = here
     named(ax, 496, top + 16, "scores", shape(seq, seq), align="left")
-    named(ax, 496, top + (i + 0.5) * size, f"scores[{i}, {j}] =", f"q[{i}] . k[{j}] / sqrt({head_dim})", color=ACCENT,
-          align="left")
+    named(ax, 496, top + (i + 0.5) * size, f"scores[{i}, {j}] =", f"{QUERY}[{i}] . {KEY}[{j}]", f"/ sqrt({head_dim})",
+          color=ACCENT, align="left")
 
 
 def softmax(values):
@@ -435,7 +452,7 @@ def mask(ax):
         write(ax, (start + count * width + end) / 2, y - 14, text)
 
 
-@picture("values", 336, "weights", "v", shape(seq, head_dim))
+@picture("values", 360, "weights", "v", shape(seq, head_dim))
 def values(ax):
     """The last row of the example's weights times the rows of v, added up to one row of the head's output."""
     v = np.random.default_rng(5).random((4, 8))
@@ -451,18 +468,21 @@ def values(ax):
         cells(ax, 254, y - 11, v[j], 20, 22)
         arrow(ax, (414, y), (520, y))
         cells(ax, 520, y - 11, v[j] * weights[j], 20, 22)
-    operator(ax, 600, 246, "+")
-    link(ax, (600, 213), (600, 236))
-    arrow(ax, (600, 257), (600, 284))
-    cells(ax, 520, 284, weights @ v, 20, 22)
-    box(ax, 520, 284, 160, 22, "none", edge=ACCENT, line=2.5)
-    named(ax, 414, 295, "one row of the output", shape(head_dim))
+    dots(ax, 89, 244, 0, 7)
+    cells(ax, 162, 230, [[0]], 44, 28, [["0"]], [[MASKED]])
+    write(ax, 218, 244, f"the other {seq - 4} tokens come later: their weights are 0", align="left")
+    operator(ax, 600, 270, "+")
+    link(ax, (600, 213), (600, 260))
+    arrow(ax, (600, 281), (600, 308))
+    cells(ax, 520, 308, weights @ v, 20, 22)
+    box(ax, 520, 308, 160, 22, "none", edge=ACCENT, line=2.5)
+    named(ax, 400, 319, "row 3 of the head's output", shape(head_dim))
 
 
-@picture("gqa", 258, shape(seq, n_heads, head_dim), shape(seq, n_kv_heads, head_dim), f"i // {group}")
+@picture("gqa", 258, f"{n_heads} query heads", f"{n_kv_heads} KV heads", shape(seq, head_dim), f"i // {group}")
 def gqa(ax):
     """The query heads in a row, each group of them above the one KV head that it shares."""
-    named(ax, WIDTH / 2, 32, "q", shape(seq, n_heads, head_dim))
+    named(ax, WIDTH / 2, 32, f"{n_heads} query heads", f"each q {shape(seq, head_dim)}")
     for kv in range(n_kv_heads):
         left = 32 + 83 * kv
         fill = ACCENT if kv == 1 else ACTIVATION
@@ -474,12 +494,11 @@ def gqa(ax):
         for x, name in ((left, "k"), (left + 38, "v")):
             box(ax, x, 152, 38, 36, fill)
             write(ax, x + 19, 170, f"{name} {kv}", size=9, color=ink(fill))
-    named(ax, 120, 226, "k", shape(seq, n_kv_heads, head_dim))
-    named(ax, 240, 226, "v", shape(seq, n_kv_heads, head_dim))
+    named(ax, 157, 226, f"{n_kv_heads} KV heads", f"each k {shape(seq, head_dim)} and v {shape(seq, head_dim)}")
     write(ax, 530, 226, f"query head i uses KV head i // {group}", bold=True, color=ACCENT)
 
 
-@picture("wo", 330, "wo", shape_of("attention.wo"), shape(seq, head_dim), shape(seq, dim))
+@picture("wo", 330, "wo", shape_of("attention.wo"), shape(seq, head_dim), "attention @ wo.T", shape(seq, dim))
 def wo(ax):
     """The heads pushed together, times wo, added back to the stream."""
     side, y = 160, 288
@@ -490,12 +509,13 @@ def wo(ax):
         box(ax, 54 + side / n_heads * i, 136, side / n_heads, 12, color, edge=color, line=0.1)
     box(ax, 54, 136, side, 12, "none")
     arrow(ax, (134, 74), (134, 136))
-    named(ax, 134, 174, "side by side", shape(seq, dim))
+    write(ax, 143, 104, "side by side", align="left")
+    named(ax, 134, 174, "attention", shape(seq, dim))
     box(ax, 290, 62, side, side, WEIGHT, "wo", shape_of("attention.wo"))
     arrow(ax, (214, 142), (290, 142))
     arrow(ax, (450, 142), (506, 142))
     box(ax, 506, 136, side, 12, ACTIVATION)
-    write(ax, 586, 118, shape(seq, dim))
+    named(ax, 586, 110, "attention @ wo.T", shape(seq, dim))
     stream(ax, 24, 700, y)
     write(ax, 608, y, "h " + shape(seq, dim), color=PAPER, bold=True, align="left")
     arrow(ax, (586, 148), (586, y - 12))
@@ -520,6 +540,7 @@ def swiglu(ax):
         box(ax, x, middle - 6, long, 12, ACTIVATION)
         named(ax, x + long / 2, middle - 32, result, shape(seq, ffn_dim))
         arrow(ax, (x + long, middle), (500, middle), (500, 183 + (11 if middle > 183 else -11)))
+    arrow(ax, (204, 100), (236, 100))
     box(ax, 236, 86, 54, 28, PAPER, "silu", zorder=4)
     operator(ax, 500, 183, "*")
     arrow(ax, (511, 183), (550, 183))
@@ -529,30 +550,34 @@ def swiglu(ax):
     box(ax, 550, 226, long, 40, WEIGHT, "w2", shape_of("feed_forward.w2"))
     arrow(ax, (620, 266), (620, 300))
     box(ax, 600, 300, 40, 12, ACTIVATION)
-    write(ax, 592, 306, shape(seq, dim), align="right")
+    named(ax, 588, 306, "(gate * up) @ w2.T", shape(seq, dim), align="right")
     stream(ax, 22, 706, y)
+    write(ax, 638, y, "h", color=PAPER, bold=True, align="left")
     arrow(ax, (620, 312), (620, y - 12))
     operator(ax, 620, y, "+", color=STREAM, radius=12)
 
 
-@picture("layers", 258, "layers.0", f"layers.{n_layers - 1}", "token_embeddings", "norm")
+@picture("layers", 306, "layers.0", f"layers.{n_layers - 1}", "attention_norm", "ffn_norm", "token_embeddings", "norm")
 def layers(ax):
-    """The first two layers and the last, one after the other on one straight stream."""
-    y = 172
+    """The first layer and the last, one after the other on one straight stream."""
+    y = 220
     write(ax, WIDTH / 2, 28, "for layer in range(n_layers):", bold=True, mono=True)
     stream(ax, 20, 700, y, thick=14, text=False)
-    for x, layer in ((46, 0), (252, 1), (478, n_layers - 1)):
-        box(ax, x, 52, 196, 142, "#F7F7F7", edge=MASKED, zorder=1)
+    for x, layer in ((40, 0), (390, n_layers - 1)):
+        box(ax, x, 52, 290, 190, "#F7F7F7", edge=MASKED, zorder=1)
         write(ax, x + 12, 70, f"layers.{layer}", align="left", bold=True)
-        for left, name, width in ((x + 10, "attention", 76), (x + 92, "feed_forward", 96)):
-            box(ax, left, 94, width, 30, WEIGHT)
-            write(ax, left + width / 2, 109, name)
-            arrow(ax, (left + 16, y - 7), (left + 16, 124))
-            arrow(ax, (left + width - 16, 124), (left + width - 16, y - 9))
-            operator(ax, left + width - 16, y, "+", color=STREAM, radius=9)
-    write(ax, 463, 109, "...", size=12, bold=True)
-    named(ax, 20, 224, "token_embeddings", shape(seq, dim), align="left")
-    named(ax, 700, 224, "to norm and output", shape(seq, dim), align="right")
+        for left, norm, block in ((x + 10, "attention_norm", "attention"), (x + 150, "ffn_norm", "feed_forward")):
+            box(ax, left, 94, 130, 30, WEIGHT)
+            write(ax, left + 65, 109, block, size=9)
+            box(ax, left, 154, 98, 28, WEIGHT)
+            write(ax, left + 49, 168, norm, size=9)
+            arrow(ax, (left + 49, y - 7), (left + 49, 182))
+            arrow(ax, (left + 49, 154), (left + 49, 124))
+            arrow(ax, (left + 114, 124), (left + 114, y - 9))
+            operator(ax, left + 114, y, "+", color=STREAM, radius=9)
+    write(ax, 360, 109, "...", size=12, bold=True)
+    named(ax, 20, 272, "token_embeddings", shape(seq, dim), align="left")
+    named(ax, 700, 272, "to norm and output", shape(seq, dim), align="right")
 
 
 @picture("logits", 348, "final_embedding", "output", shape_of("output"), shape(vocab_size), "next_token")
@@ -585,15 +610,15 @@ def logits(ax):
     named(ax, 652, y + 42, "next_token", str(ANSWER_ID))
 
 
-@picture("kv_cache", 384, "q", shape(1, n_heads, head_dim), shape(seq + 1, n_kv_heads, head_dim), "k", "v")
+@picture("kv_cache", 384, "call 1", "q", shape(n_heads, 1, head_dim), shape(n_kv_heads, seq + 1, head_dim), "k", "v")
 def kv_cache(ax):
     """Three calls: the prompt, then one token at a time; what is computed in the call is in the accent colour."""
     for step in range(3):
         x, new, kept = 40 + 232 * step, 1 if step else seq, seq + step - 1 if step else 0
-        write(ax, x + 88, 26, "tokens " + shape(new), bold=True, size=10.5)
-        named(ax, x + 88, 64, "q", shape(new, n_heads, head_dim))
+        write(ax, x + 88, 26, f"call {step + 1}: tokens {shape(new)}", bold=True, size=10.5)
+        named(ax, x + 88, 64, "q", shape(n_heads, new, head_dim))
         for left, name in ((x + 44, "k"), (x + 132, "v")):
-            named(ax, left, 212, name, shape(kept + new, n_kv_heads, head_dim))
+            named(ax, left, 212, name, shape(n_kv_heads, kept + new, head_dim))
         for left, top, width, old in ((x, 86, 176, MASKED), (x + 22, 234, 44, ACTIVATION),
                                       (x + 110, 234, 44, ACTIVATION)):
             rows(ax, left, top, width, kept, old)
