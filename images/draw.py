@@ -24,6 +24,7 @@ LETTER = 9 / 0.75 * 0.602    # the width of a letter of DejaVu Sans Mono at 9 po
 
 WEIGHT, ACTIVATION, STREAM, ACCENT = "#E69F00", "#8CC8F0", "#0B5394", "#D55E00"
 MASKED, TEXT, PAPER = "#D9D9D9", "#222222", "#FFFFFF"
+REGISTERS = {"who": ACTIVATION, "one": MASKED, "before": "#009E73", "next": ACCENT}
 BLUES = matplotlib.colormaps["Blues"]
 
 PIECES = ["<|begin_of_text|>", "the", " answer", " to", " the", " ultimate", " question", " of", " life", ",",
@@ -194,6 +195,27 @@ def piece(ax, x, y, text, fill=ACTIVATION, width=None, height=22):
     return width
 
 
+def arc(ax, start, bend, end, color):
+    """A curved arrow from start to end, drawn towards bend on its way."""
+    path = Path([start, bend, end], [Path.MOVETO, Path.CURVE3, Path.CURVE3])
+    ax.add_patch(FancyArrowPatch(path=path, arrowstyle="-|>", mutation_scale=7, color=color, linewidth=1.5, zorder=6))
+
+
+def look(ax, x0, x1, y, color, rise=26):
+    """A head at work: what stands in the column x0 is read (a dot), and added to the column x1."""
+    ax.add_patch(Circle((x0, y), 4, facecolor=color, edgecolor="none", zorder=4))
+    arc(ax, (x0, y), ((x0 + x1) / 2, y - 2 * rise), (x1 - 5, y - 6), color)
+    operator(ax, x1, y, "+", color=color, radius=7)
+
+
+def note(ax, x, y, register, text):
+    """A note on the stream around (x, y): a register's name, and the token that it holds."""
+    fill = REGISTERS[register]
+    box(ax, x - 28, y - 19, 56, 38, fill)
+    write(ax, x, y - 9, register, size=9, bold=True, color=ink(fill))
+    token(ax, x, y + 8, text, color=ink(fill))
+
+
 def draw_map(ax, here=None):
     """The whole model around one straight stream; `here` is the part to show in the accent colour, the rest pale."""
     full = here is None
@@ -267,6 +289,113 @@ for _part, _labels in {"embedding": ("tokens", "tok_embeddings"), "norm": ("atte
                        "feed_forward": ("ffn_norm", "feed_forward"), "loop": (str(n_layers),),
                        "output": ("norm", "output")}.items():
     picture("map_" + _part, 228, *_labels)(partial(draw_map, here=_part))
+
+
+@picture("thread", 480, "layer 0", "head 0", "layer 1", "before", "next", ANSWER)
+def thread(ax):
+    """The written model's two ways to know the next word: told (two heads) and remembered (a head and a fact)."""
+    y_text, y_back, y_fact, y_copy = 456, 388, 288, 182
+    for y, tall, *lines in ((y_back, 58, "layer 0, head 0", "looks one token back", "and notes it"),
+                            (y_fact, 50, "layer 0, feed_forward", "knows a fact"),
+                            (y_copy, 68, "layer 1, a head", "copies what followed", "this token last time")):
+        for x0, x1 in ((12, 472), (484, 708)):
+            box(ax, x0, y - tall / 2, x1 - x0, tall, pale(WEIGHT, 0.72), edge=pale(WEIGHT, 0.4), zorder=1)
+        named(ax, 24, y, *lines, align="left", size=9)
+    named(ax, 24, y_text, "the text so far", "     is a space", align="left", size=9)
+    token(ax, 30, y_text + 5, " ")
+    named(ax, 24, 44, "the next word,", "known in two ways", align="left", size=10)
+    for columns, texts, title, says in (
+            ((208, 250, 304, 404, 446), (" is", " ", "7", " is", " "), "it was told", "7"),
+            ((562, 628, 668), (" everything", " is", " "), "it remembers", ANSWER)):
+        end = columns[-1]
+        write(ax, end - 34, 44, title, size=13, bold=True, align="right")
+        write(ax, end, 44, says, size=26, bold=True, color=ACCENT)
+        arrow(ax, (end, 118), (end, 62), color=ACCENT, line=3.5)
+        for x, text in zip(columns, texts):
+            top = 118 if x == end else y_copy + 20 if text == "7" else y_back
+            link(ax, (x, y_text), (x, 140), color=pale(STREAM, 0.7), line=3.5)
+            link(ax, (x, y_text), (x, top), color=STREAM, line=3.5)
+            piece(ax, x - piece_width(text) / 2, y_text, text)
+    for x in (166, 354, 496):
+        dots(ax, x, y_text, 8, 0)
+    color = REGISTERS["before"]
+    for x0, x1, used in ((208, 250, False), (250, 304, True), (404, 446, True), (562, 628, False), (628, 668, True)):
+        look(ax, x0, x1, y_back + 14, color if used else pale(color, 0.55), rise=18)
+    note(ax, 304, 336, "before", " ")
+    note(ax, 446, 336, "before", " is")
+    note(ax, 668, 336, "before", " is")
+    for x, y, text in ((354, y_fact - 8, "says 42 too,"), (354, y_fact + 8, "but softly"),
+                       (523, y_copy - 8, "nothing"), (523, y_copy + 8, "to copy")):
+        write(ax, x, y, text, size=9)
+    box(ax, 496, y_fact - 18, 140, 36, WEIGHT)
+    for x, register, text in ((502, "before", " is"), (540, "who", " "), (596, "next", ANSWER)):
+        piece(ax, x, y_fact, text, fill=REGISTERS[register])
+    arrow(ax, (576, y_fact), (594, y_fact), head=8)
+    arrow(ax, (666, y_fact + 10), (636, y_fact + 10), head=8)
+    arrow(ax, (636, y_fact - 8), (661, y_fact - 8), color=ACCENT, head=8)
+    operator(ax, 668, y_fact - 8, "+", color=ACCENT, radius=7)
+    note(ax, 668, 238, "next", ANSWER)
+    look(ax, 304, 446, y_copy + 20, ACCENT)
+    write(ax, 309, y_copy - 22, "after", size=9, align="left")
+    piece(ax, 343, y_copy - 22, " ", width=20, height=18)
+    write(ax, 367, y_copy - 22, "came", size=9, align="left")
+    note(ax, 446, 120, "next", "7")
+
+
+@picture("registers", 306, "who", "one", "before", "next", shape(dim), "tok_embeddings", "layers.1.attention")
+def registers(ax):
+    """The last token's row of the stream, column by column, and which part of the model writes which register."""
+    left, width, count = 186, 42, 8
+    write(ax, 94, 54, "written by", bold=True)
+    write(ax, left + width * count / 2, 26, "the last token's row of the stream " + shape(dim), bold=True)
+    write(ax, 640, 54, "what it says", bold=True)
+    for column in range(count):
+        write(ax, left + width * (column + 0.5), 54, str(column), size=9)
+    known = set()
+    for step, (part, writes, text, more) in enumerate((
+            ("tok_embeddings", ("who", "one"), " ", ""), ("layers.0.attention", ("before",), " is", ""),
+            ("layers.0.feed_forward", ("next",), ANSWER, ""), ("layers.1.attention", ("next",), "7", "if told"))):
+        y = 90 + 58 * step
+        box(ax, 14, y - 15, 160 - 14, 30, WEIGHT)
+        write(ax, 87, y, part, size=9)
+        arrow(ax, (160, y), (left, y))
+        known |= {*writes}
+        for column, register in zip(range(count), [*REGISTERS] * count):
+            fill = REGISTERS[register] if register in writes else pale(REGISTERS[register], 0.65)
+            box(ax, left + width * column, y - 15, width, 30, fill if register in known else PAPER, edge=MASKED)
+            if register in known:
+                write(ax, left + width * (column + 0.5), y, register, size=9, color=ink(fill))
+        write(ax, left + width * count + 16, y, "...")
+        write(ax, 612, y, writes[0], align="right")
+        piece(ax, 622, y, text, fill=REGISTERS[writes[0]])
+        write(ax, 664, y, more, align="left")
+
+
+@picture("last", 372, "SmolLM2-135M", "layer 16, head 0", "layer 18, head 6")
+def last(ax):
+    """Three models, the same two patterns of attention in each, on one stream."""
+    count, size, y = 11, 9, 290
+    half, side = count // 2, count * size
+    back = np.eye(count, k=-1)
+    copies = np.array([[i > half and j == i - half + 1 for j in range(count)] for i in range(count)], float)
+    stream(ax, 16, 704, y, thick=14, text=False)
+    write(ax, WIDTH / 2, 346, "one mechanism, three times", size=12, bold=True)
+    for x, title, text, *names in (
+            (16, "written", f"2 layers of width {dim}, by hand", "layer 0, head 0", "layer 1"),
+            (247, "found", "30 layers: SmolLM2-135M", "layer 16, head 0", "layer 18, head 6"),
+            (478, "grown", "2 layers of width 64, from noise", "layer 0", "layer 1")):
+        box(ax, x, 10, 226, 308, "#F7F7F7", edge=MASKED, zorder=1)
+        write(ax, x + 113, 30, title, size=15, bold=True)
+        write(ax, x + 113, 56, text)
+        for column, looks, name, verb, register in ((x + 57, back, names[0], "one token back", "before"),
+                                                    (x + 170, copies, names[1], "what followed", "next")):
+            named(ax, column, 98, verb, name, size=9)
+            for (i, j), weight in np.ndenumerate(looks):
+                box(ax, column - side / 2 + j * size, 126 + i * size, size, size,
+                    MASKED if j > i else BLUES(0.06 + 0.85 * weight), edge=PAPER, line=0.6)
+            arrow(ax, (column - 30, y - 7), (column - 30, 126 + side + 4))
+            arrow(ax, (column + 30, 126 + side + 4), (column + 30, y - 9), color=REGISTERS[register], line=2)
+            operator(ax, column + 30, y, "+", color=REGISTERS[register], radius=9)
 
 
 @picture("tokens", 204, str(TOKENS[0]), str(TOKENS[-1]), shape(seq))
@@ -479,7 +608,7 @@ def values(ax):
     named(ax, 400, 319, "row 3 of the head's output", shape(head_dim))
 
 
-@picture("gqa", 258, f"{n_heads} query heads", f"{n_kv_heads} KV heads", shape(seq, head_dim), f"i // {group}")
+@picture("gqa", 258, str(n_heads), str(n_kv_heads), shape(seq, head_dim), f"i // {group}")
 def gqa(ax):
     """The query heads in a row, each group of them above the one KV head that it shares."""
     named(ax, WIDTH / 2, 32, f"{n_heads} query heads", f"each q {shape(seq, head_dim)}")
@@ -610,7 +739,7 @@ def logits(ax):
     named(ax, 652, y + 42, "next_token", str(ANSWER_ID))
 
 
-@picture("kv_cache", 384, "call 1", "q", shape(n_heads, 1, head_dim), shape(n_kv_heads, seq + 1, head_dim), "k", "v")
+@picture("kv_cache", 384, "q", shape(n_heads, 1, head_dim), shape(n_kv_heads, seq + 1, head_dim), "k", "v")
 def kv_cache(ax):
     """Three calls: the prompt, then one token at a time; what is computed in the call is in the accent colour."""
     for step in range(3):
