@@ -758,35 +758,50 @@ def kv_cache(ax):
         write(ax, x + 30, 355, text, align="left")
 
 
-@picture("readme", 384, "[17]", shape(seq, dim), str(n_layers), shape(vocab_size), ANSWER, width=912)
+@picture("readme", 408, "[17]", shape(seq, dim), str(n_layers), shape(vocab_size), ANSWER, width=912)
 def readme(ax):
-    """The prompt's tokens flowing through the tower of layers and coming out as the next word."""
+    """The prompt's tokens, each on its line through the layers, of which the first two are opened; the last says 42."""
     rng = np.random.default_rng(2)
-    for i in range(seq):
-        y, last = 32 + 18 * i, i == seq - 1
+    ys = [52 + 18 * i for i in range(seq)]
+    y_last, y_hit = ys[-1], 178
+    back, fact, copy = 248, 346, 410
+
+    def slab(x0, x1, color):
+        ax.add_patch(Rectangle((x0, 40), x1 - x0, 312, facecolor=color, edgecolor="none"))
+
+    for x0, x1 in ((236, 288), (326, 366), (398, 450)):
+        slab(x0, x1, pale(WEIGHT, 0.6))
+    for i in range(2, n_layers):
+        slab(466 + 4.8 * (i - 2), 469 + 4.8 * (i - 2), WEIGHT)
+    for i, y in enumerate(ys):
+        last = i == seq - 1
         piece(ax, 150 - piece_width(PIECES[i]), y, PIECES[i], height=16)
         link(ax, (150, y), (176, y), color=pale(TEXT, 0.5), line=1.2)
-        box(ax, 176, y - 6, 64, 12, ACTIVATION, edge=PAPER)
-        link(ax, (240, y), (624, y), color=STREAM, line=2, zorder=4)
-        box(ax, 624, y - 6, 64, 12, ACCENT if last else ACTIVATION, edge=PAPER)
-    for i in range(n_layers):
-        x = 264 + 10.8 * i
-        ax.add_patch(FancyBboxPatch((x + 3, 23), 1.4, 306, boxstyle="round,pad=3", facecolor=WEIGHT, edgecolor="none"))
-        ax.plot([x + 3.7] * seq, [32 + 18 * k for k in range(seq)], "o", color=PAPER, markersize=2.4,
-                markeredgewidth=0.9, markeredgecolor=STREAM, zorder=5)
-    y_last, y_hit = 32 + 18 * (seq - 1), 158
-    link(ax, (688, y_last), (716, y_last), color=ACCENT, line=2.5)
-    box(ax, 716, 24, 18, 304, WEIGHT)
-    write(ax, 725, 176, f"output  {shape_of('output')}", size=9, turn=90)
+        box(ax, 176, y - 6, 46, 12, ACTIVATION, edge=PAPER)
+        link(ax, (222, y), (632, y), color=STREAM, line=2, zorder=4)
+        box(ax, 632, y - 6, 46, 12, ACCENT if last else ACTIVATION, edge=PAPER)
+        for x in (back,) if last else (back, fact, copy):
+            ax.add_patch(Circle((x, y), 2.6, facecolor=PAPER, edgecolor=STREAM, linewidth=0.9, zorder=5))
+    link(ax, (fact, y_last), (632, y_last), color=ACCENT, line=3.5, zorder=5)
+    ax.add_patch(Circle((fact, y_last), 7, facecolor=ACCENT, edgecolor=PAPER, linewidth=1, zorder=7))
+    hops = [(back, i, i + 1, 26, REGISTERS["before"]) for i in range(seq - 1)]
+    for x, i, j, bulge, color in (*hops, (copy, 5, 10, 60, ACCENT), (copy, 10, 12, 28, ACCENT)):
+        arc(ax, (x + 3, ys[i]), (x + bulge, (ys[i] + ys[j]) / 2), (x + 4, ys[j] - 3), color)
+    for x, text, color in ((262, "looks back", REGISTERS["before"]), (346, "remembers", ACCENT),
+                           (424, "was told", ACCENT)):
+        write(ax, x, 24, text, bold=True, color=color, size=9)
+    link(ax, (678, y_last), (716, y_last), color=ACCENT, line=3.5)
+    box(ax, 716, 44, 18, 304, WEIGHT)
+    write(ax, 725, 196, f"output  {shape_of('output')}", size=9, turn=90)
     for k in range(38):
-        y = 28 + 8 * k
+        y = 48 + 8 * k
         hit = abs(y - y_hit) < 4
         box(ax, 742, y - 2.5, 58 if hit else 30 * rng.random() ** 2 + 3, 5, ACCENT if hit else ACTIVATION, edge="none")
-    write(ax, 852, y_hit, ANSWER, size=42, bold=True, color=ACCENT)
-    for x, name, text in ((112, "tokens", shape(seq)), (222, "token_embeddings", shape(seq, dim)),
-                          (440, f"{n_layers} layers", shape(seq, dim)), (652, "final_embedding", shape(seq, dim)),
+    write(ax, 852, y_hit - 2, ANSWER, size=42, bold=True, color=ACCENT)
+    for x, name, text in ((92, "tokens", shape(seq)), (199, "token_embeddings", shape(seq, dim)),
+                          (424, f"{n_layers} layers", shape(seq, dim)), (655, "final_embedding", shape(seq, dim)),
                           (762, "logits", shape(vocab_size)), (852, "next_token", str(ANSWER_ID))):
-        named(ax, x, 358, name, text)
+        named(ax, x, 380, name, text)
 
 
 def main():
