@@ -1,7 +1,7 @@
 """Draw the diagrams of the tutorial: `python images/draw.py` writes every PNG beside this file.
 
 All lengths are display pixels, x to the right and y down; the PNG has two pixels for each of them.
-Sizes are not typed here: they come from the cells `llama3-8b` and `expected-shapes` of the notebook.
+Sizes are not typed here: they come from the cells `llama3-8b`, `ffn-width` and `expected-shapes` of the notebook.
 """
 
 import json
@@ -41,6 +41,7 @@ def notebook_sizes():
     sources = {cell.get("id"): "".join(cell["source"]) for cell in cells}
     names = {"math": math}
     exec(sources["llama3-8b"], names)
+    exec(sources["ffn-width"], names)
     exec(sources["expected-shapes"], names)
     return names["llama3_8b"], names["expected_shapes"](names["llama3_8b"])
 
