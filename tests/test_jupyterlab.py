@@ -125,6 +125,13 @@ def lay_out(folder, notebook):
         link(folder / "SmolLM2-135M", ROOT / "SmolLM2-135M")
 
 
+def test_chromium_fits_its_driver():
+    """Both are of one version; with two, no page would open."""
+    said = [subprocess.run([program, "--version"], capture_output=True, encoding="utf-8").stdout
+            for program in (CHROMIUM, DRIVER)]
+    assert len({re.search(r"\d+", text).group() for text in said}) == 1, said
+
+
 @pytest.mark.parametrize("notebook, n_layers", [(ENGLISH, 32), (CHINESE, 2)], ids=["english", "chinese"])
 def test_runs_in_jupyterlab(notebook, n_layers, tmp_path):
     """No error, every cell counted, every picture loaded, as many plots as saved, a moving bar over 32 layers alone."""
