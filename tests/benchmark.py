@@ -46,7 +46,7 @@ def write_contiguous(folder, config):
 
 def anonymous_memory():
     """Bytes of this process that no file backs (Linux: RssAnon)."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split("RssAnon:")[1].split()[0]) * 1024
 
 
@@ -81,9 +81,9 @@ def walked(folder, limit=None):
         v1 = Path("/sys/fs/cgroup/memory")
         group = (v1 if v1.is_dir() else Path("/sys/fs/cgroup")) / "llama3_benchmark"
         group.mkdir(exist_ok=True)
-        (group / ("memory.limit_in_bytes" if v1.is_dir() else "memory.max")).write_text(str(int(limit)))
+        (group / ("memory.limit_in_bytes" if v1.is_dir() else "memory.max")).write_bytes(b"%d" % limit)
         command = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group / "cgroup.procs"), *command]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    output = subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout
     return json.loads(output.split("RESULT")[1])
 
 

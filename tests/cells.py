@@ -2,12 +2,14 @@
 import ast
 import linecache
 import os
+import shutil
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
 
@@ -82,6 +84,26 @@ def environment(**changes):
     finally:
         for key, value in before.items():
             os.environ.pop(key, None) if value is None else os.environ.update({key: value})
+
+
+@contextmanager
+def room(size):
+    """No file of this process and its children can grow beyond `size` bytes for a while, as on a full disk."""
+    resource = pytest.importorskip("resource", reason="this system cannot limit the size of files")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def link(place, folder):
+    """Make `place` a link to `folder`, or a copy where this system has no links or keeps them from its users."""
+    try:
+        place.symlink_to(folder, target_is_directory=True)
+    except (OSError, NotImplementedError):
+        shutil.copytree(folder, place)
 
 
 def run(notebook, folder=ROOT, **changes):

@@ -20,7 +20,7 @@ IGNORED = "nbval-ignore-output"
 
 def write(notebook, path):
     """Write `notebook` to `path` the way Jupyter does: sources as lists of lines, indented by one space."""
-    path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+    path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8", newline="\n")
 
 
 def fingerprint(source):

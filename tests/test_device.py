@@ -69,10 +69,10 @@ def _devices(args, kwargs):
     return [torch.device(value) for value in (*args[1:], *kwargs.values()) if isinstance(value, (torch.device, str))]
 
 
-def first_part_names(folder):
+def first_part_names(folder, device=None):
     """Every name that the first part leaves behind, run in this process on the checkpoint in `folder`."""
     names = {"__name__": "first_part"}
-    with environment(LLAMA3_CHECKPOINT=folder, LLAMA3_DEVICE=None):
+    with environment(LLAMA3_CHECKPOINT=folder, LLAMA3_DEVICE=device):
         for cell in first_part(read()).cells:
             if cell.cell_type == "code":
                 exec(compile(source(cell), f"<cell {cell.id}>", "exec"), names)
@@ -90,8 +90,8 @@ def folder(tmp_path, monkeypatch):
 
 def test_first_part_on_a_device(folder, monkeypatch):
     """The first part finds the device, mixes nothing, and comes to the same tensors, bit for bit."""
-    on_cpu = first_part_names(folder)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: DEVICE)
+    on_cpu = first_part_names(folder, device="cpu")
     with StandInDevice():
         on_device = first_part_names(folder)
     assert on_cpu["device"].type == "cpu" and on_device["device"] == DEVICE

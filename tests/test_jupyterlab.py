@@ -12,7 +12,7 @@ from urllib.request import urlopen
 
 import nbformat
 import pytest
-from cells import CHINESE, ENGLISH, ROOT, functions, read
+from cells import CHINESE, ENGLISH, ROOT, functions, link, read
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
@@ -49,12 +49,12 @@ def jupyterlab(folder, settings=SETTINGS, **environment):
     for plugin, values in settings.items():
         file = folder / "config/lab/user-settings" / f"{plugin}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(values))
+        file.write_bytes(json.dumps(values).encode())
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     token, site = secrets.token_hex(16), f"http://127.0.0.1:{port}"
     own = {f"JUPYTER_{name}_DIR": str(folder / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
-    with (folder / "server.log").open("w") as log:
+    with (folder / "server.log").open("wb") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
              "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}"],
@@ -122,7 +122,14 @@ def lay_out(folder, notebook):
     nbformat.write(copy, folder / notebook.name)
     shutil.copytree(ROOT / "images", folder / "images")
     if (ROOT / "SmolLM2-135M").is_dir():
-        (folder / "SmolLM2-135M").symlink_to(ROOT / "SmolLM2-135M")
+        link(folder / "SmolLM2-135M", ROOT / "SmolLM2-135M")
+
+
+def test_chromium_fits_its_driver():
+    """Both are of one version; with two, no page would open."""
+    said = [subprocess.run([program, "--version"], capture_output=True, encoding="utf-8").stdout
+            for program in (CHROMIUM, DRIVER)]
+    assert len({re.search(r"\d+", text).group() for text in said}) == 1, said
 
 
 @pytest.mark.parametrize("notebook, n_layers", [(ENGLISH, 32), (CHINESE, 2)], ids=["english", "chinese"])

@@ -284,7 +284,7 @@ def caught(tmp_path_factory):
     (folder / "SmolLM2-135M").symlink_to(ROOT / "SmolLM2-135M")
     nbformat.write(read(), folder / "copy.ipynb")
     with environment(OMP_NUM_THREADS=1, MPLBACKEND="module://matplotlib_inline.backend_inline"):
-        run = subprocess.run([sys.executable, __file__], cwd=folder, capture_output=True, text=True)
+        run = subprocess.run([sys.executable, __file__], cwd=folder, capture_output=True, encoding="utf-8")
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
     lines = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("[")]
     return {name: (cell, how) for name, cell, how in lines}

@@ -239,7 +239,7 @@ def test_any_dtype(name, dtype, tolerance):
 def meta_sample_top_p():
     """Meta's `sample_top_p`, cut out of llama3/generation.py: importing that module needs torchvision."""
     source = Path(find_spec("llama_models").origin).with_name("llama3") / "generation.py"
-    (function,) = [node for node in ast.parse(source.read_text()).body if getattr(node, "name", "") == "sample_top_p"]
+    (function,) = [node for node in ast.parse(source.read_bytes()).body if getattr(node, "name", "") == "sample_top_p"]
     names = {"torch": torch}
     exec(compile(ast.Module([function], []), source, "exec"), names)
     return names["sample_top_p"]

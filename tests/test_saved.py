@@ -12,7 +12,7 @@ from cells import CHINESE, ENGLISH, ROOT, functions, printed, read, source
 from save_notebooks import IGNORED, write
 
 NOTEBOOKS = [path for path in (ENGLISH, CHINESE) if path.exists()]
-PACKAGES = re.findall(r"^[\w-]+==(\S+)", (ROOT / "requirements.txt").read_text(), re.M)
+PACKAGES = re.findall(r"^[\w-]+==(\S+)", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.M)
 NOT_COMPARABLE = {
     "absolute path": r"(?<![\w.:/])/(?:home|root|tmp|usr|var|work|content|Users|opt|mnt|private)/|\b[A-Z]:\\",
     "version of a package": "|".join(rf"(?<![\d.]){re.escape(version)}(?![\d.])" for version in PACKAGES),
@@ -162,5 +162,5 @@ def test_answers_are_right(monkeypatch, capsys):
 
 def test_ruff():
     """Notebooks, tests and drawings are clean."""
-    run = subprocess.run([sys.executable, "-m", "ruff", "check", ROOT], text=True, capture_output=True)
+    run = subprocess.run([sys.executable, "-m", "ruff", "check", ROOT], encoding="utf-8", capture_output=True)
     assert run.returncode == 0, run.stdout

@@ -2,7 +2,6 @@
 import ast
 import io
 import linecache
-import os
 import re
 import tokenize
 from contextlib import redirect_stdout
@@ -10,7 +9,7 @@ from contextlib import redirect_stdout
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from cells import CHINESE, ENGLISH, ROOT, environment, first_part, functions, read, source, with_prompt
+from cells import CHINESE, ENGLISH, ROOT, environment, first_part, functions, link, read, source, with_prompt
 from nbformat.v4 import new_code_cell
 from torch.overrides import TorchFunctionMode
 
@@ -144,7 +143,7 @@ def scratch(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("shapes")
     if (ROOT / "SmolLM2-135M").exists():
-        os.symlink(ROOT / "SmolLM2-135M", folder / "SmolLM2-135M")
+        link(folder / "SmolLM2-135M", ROOT / "SmolLM2-135M")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     plt.switch_backend("agg")

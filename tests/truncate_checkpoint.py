@@ -34,7 +34,7 @@ def read(source):
     if (source / "consolidated.01.pth").exists():
         sys.exit(f"{source} holds a model that is split over several files; only one in a single file can be cut.")
     try:
-        params = dict(json.loads((source / "params.json").read_text()))
+        params = dict(json.loads((source / "params.json").read_text(encoding="utf-8")))
         weights = torch.load(source / "consolidated.00.pth", mmap=True, weights_only=True, map_location="cpu")
         return params, weights, 1 + max(layer for layer in map(layer_of, weights) if layer >= 0)
     except (ValueError, TypeError, AttributeError, RuntimeError, EOFError, pickle.UnpicklingError):
@@ -71,7 +71,7 @@ def write(target, params, tokenizer, weights):
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".llama3-", ignore_cleanup_errors=True) as scratch:
             new = Path(scratch) / target.name
             new.mkdir()
-            (new / "params.json").write_text(json.dumps(params))
+            (new / "params.json").write_bytes(json.dumps(params).encode())
             shutil.copyfile(tokenizer, new / "tokenizer.model")
             with open(new / "consolidated.00.pth", "wb") as file:
                 with tqdm.wrapattr(file, "write", total=total, desc=target.name) as watched:
