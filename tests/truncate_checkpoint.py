@@ -11,6 +11,7 @@ import pickle
 import shutil
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -62,39 +63,60 @@ def trimmed(weights):
     return {name: cut[name] for name in weights}
 
 
-def write(target, params, tokenizer, weights):
-    """Write the folder `target` beside its place, then rename it; exits, and leaves nothing, if that fails."""
-    storages = [weight.untyped_storage() for weight in weights.values()]
-    total = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-    total += 400 * len(weights)  # what the archive around the tensors may add, so that the bar does not overflow
+@contextmanager
+def scratch(target):
+    """A folder beside `target` for what is not complete yet; it goes in the end. Exits if the disk refuses to write."""
     try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".llama3-", ignore_cleanup_errors=True) as scratch:
-            new = Path(scratch) / target.name
-            new.mkdir()
-            (new / "params.json").write_bytes(json.dumps(params).encode())
-            shutil.copyfile(tokenizer, new / "tokenizer.model")
-            with open(new / "consolidated.00.pth", "wb") as file:
-                with tqdm.wrapattr(file, "write", total=total, desc=target.name) as watched:
-                    torch.save(weights, watched)
-            new.rename(target)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".llama3-", ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
     except (OSError, RuntimeError) as error:
         sys.exit(f"{target} cannot be written ({error}); its parent folder must be there, with room on the disk.")
 
 
-def main():
-    """The command described at the top of this file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", metavar="SRC", type=Path, help="a folder in Meta's layout")
+def write(folder, target, params, tokenizer, weights):
+    """Write the three files of `target` in the `scratch` folder `folder`, with a progress bar, then rename them.
+
+    `params` is the content of params.json, `tokenizer` the path of a tokenizer.model, `weights` maps names to tensors.
+    """
+    storages = [weight.untyped_storage() for weight in weights.values()]
+    total = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    total += 400 * len(weights)  # what the archive around the tensors may add, so that the bar does not overflow
+    new = folder / target.name
+    new.mkdir()
+    (new / "params.json").write_text(json.dumps(params), encoding="utf-8", newline="\n")
+    shutil.copyfile(tokenizer, new / "tokenizer.model")
+    with open(new / "consolidated.00.pth", "wb") as file:
+        with tqdm.wrapattr(file, "write", total=total, desc=target.name) as watched:
+            torch.save(weights, watched)
+    new.rename(target)
+
+
+def arguments(description, source, **layers):
+    """The command line `SRC DST --layers N`; `source` says what SRC is, `layers` is more about the option."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="SRC", type=Path, help=source)
     parser.add_argument("target", metavar="DST", type=Path, help="the folder to write")
-    parser.add_argument("--layers", metavar="N", type=int, required=True, help="how many layers to keep")
-    options = parser.parse_args()
-    params, weights, n_layers = read(options.source)
+    parser.add_argument("--layers", metavar="N", type=int, help="how many layers to keep", **layers)
+    return parser.parse_args()
+
+
+def check(options, n_layers):
+    """Exit if SRC, which has `n_layers` layers, cannot give as many as `options` ask for, or if DST is there."""
     if not 1 <= options.layers <= n_layers:
         sys.exit(f"--layers {options.layers}: {options.source} has {n_layers} layers, choose from 1 to {n_layers}.")
     if options.target.exists():
         sys.exit(f"{options.target} exists already; remove it or choose another name.")
+
+
+def main():
+    """The command described at the top of this file."""
+    options = arguments(__doc__, "a folder in Meta's layout", required=True)
+    params, weights, n_layers = read(options.source)
+    check(options, n_layers)
     kept = trimmed({name: weight for name, weight in weights.items() if layer_of(name) < options.layers})
-    write(options.target, params | {"n_layers": options.layers}, options.source / "tokenizer.model", kept)
+    with scratch(options.target) as folder:
+        write(folder, options.target, params | {"n_layers": options.layers},
+              options.source / "tokenizer.model", kept)
 
 
 if __name__ == "__main__":
