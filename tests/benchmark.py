@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import torch
-from cells import ROOT, first_part, functions, read, run, source
+from cells import ROOT, first_part, functions, read, run, smollm2, source
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 GB = 1e9
@@ -122,7 +122,7 @@ def decoding(new_tokens=64, rounds=5):
     The two take turns, so that a busy moment of the machine hits both; medians.
     """
     from test_reference import in_transformers
-    llama = functions().load_llama(ROOT / "SmolLM2-135M")
+    llama = functions().load_llama(smollm2())
     theirs = in_transformers(llama).eval()
     prompt = functions().encode(llama.tokenizer, "1, 2, 3, 4, 5,")
 
@@ -141,7 +141,7 @@ def decoding(new_tokens=64, rounds=5):
 
 def one_more(length, cached):
     """Seconds of one more token on SmolLM2 after `length` tokens."""
-    llama, cache, text = functions().load_llama(ROOT / "SmolLM2-135M"), {}, torch.arange(1000, 1001 + length)
+    llama, cache, text = functions().load_llama(smollm2()), {}, torch.arange(1000, 1001 + length)
     functions().forward(llama, text[:-1], cache)
     return seconds(lambda: functions().forward(llama, text[-1:], dict(cache)) if cached
                    else functions().forward(llama, text))

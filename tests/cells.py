@@ -15,7 +15,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
 ENGLISH, CHINESE = ROOT / "llama3_from_scratch.ipynb", ROOT / "llama3_from_scratch_zh.ipynb"
-CONSTANTS = {"blue", "orange", "grey", "device", "llama3_8b", "defaults", "pattern", "reserved", "special",
+CONSTANTS = {"blue", "orange", "grey", "gpu", "device", "llama3_8b", "defaults", "again", "pattern", "reserved", "special",
              "page"}
 
 
@@ -47,6 +47,18 @@ def functions():
         linecache.cache[name] = (len(text), None, text.splitlines(True), name)
         exec(compile(tree, name, "exec"), names)
     return SimpleNamespace(**names)
+
+
+def tokenizer_model():
+    """The path of Meta's tokenizer.model in the package `llama-models`."""
+    return functions().files("llama_models") / "llama3" / "tokenizer.model"
+
+
+def smollm2(folder=ROOT / "SmolLM2-135M"):
+    """`folder` with SmolLM2-135M in Meta's layout, written by the notebook's own function if it is not there."""
+    if not folder.exists():
+        functions().write_smollm2(folder)
+    return folder
 
 
 def _constant(node):

@@ -16,7 +16,7 @@ COLAB_HAS = ["torch", "numpy", "matplotlib", "ipykernel", "psutil", "regex", "re
 
 def install_cell():
     """The cell that installs what Colab lacks."""
-    (cell,) = [cell for cell in read().cells if cell.id == "install"]
+    (cell,) = [cell for cell in read().cells if cell.id == "setup"]
     return cell
 
 

@@ -12,7 +12,7 @@ from urllib.request import urlopen
 
 import nbformat
 import pytest
-from cells import CHINESE, ENGLISH, ROOT, functions, link, read
+from cells import CHINESE, ENGLISH, ROOT, functions, link, read, smollm2
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
@@ -121,8 +121,7 @@ def lay_out(folder, notebook):
             cell.outputs, cell.execution_count = [], None
     nbformat.write(copy, folder / notebook.name)
     shutil.copytree(ROOT / "images", folder / "images")
-    if (ROOT / "SmolLM2-135M").is_dir():
-        link(folder / "SmolLM2-135M", ROOT / "SmolLM2-135M")
+    link(folder / "SmolLM2-135M", smollm2())
 
 
 def test_chromium_fits_its_driver():

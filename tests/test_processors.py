@@ -10,7 +10,7 @@ import sys
 
 import nbformat
 import pytest
-from cells import ROOT, functions, link, read
+from cells import ROOT, link, read, smollm2
 
 pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"),
                                 reason="only x86 processors have the instructions that are left out here")
@@ -55,8 +55,7 @@ def test_saved_outputs_hold(name, tmp_path):
     notebook = read()
     notebook.cells = [cell for cell in notebook.cells if "nbval-ignore-output" not in cell.metadata.get("tags", [])]
     nbformat.write(notebook, tmp_path / "copy.ipynb")
-    functions().load_llama(ROOT / "SmolLM2-135M")
-    link(tmp_path / "SmolLM2-135M", ROOT / "SmolLM2-135M")
+    link(tmp_path / "SmolLM2-135M", smollm2())
     said, good = python(PROCESSORS[name], "-m", "pytest", "--nbval", "--nbval-current-env",
                         "--nbval-cell-timeout=1800", "-q", "-p", "no:cacheprovider", "--color=no", "copy.ipynb",
                         folder=tmp_path)

@@ -16,7 +16,7 @@ import fairscale.nn.model_parallel.initialize as model_parallel
 import pytest
 import torch
 import torch.distributed
-from cells import ROOT, functions
+from cells import functions, smollm2, tokenizer_model
 from llama_models.datatypes import RawMessage
 from llama_models.llama3.args import ModelArgs
 from llama_models.llama3.chat_format import ChatFormat
@@ -126,8 +126,7 @@ def test_gaps_of_params_json_are_filled_as_meta_fills_them(tmp_path, params):
     full = {"n_kv_heads": 8} | {key: value for key, value in params.items() if value is not None}
     lines = b"".join(base64.b64encode(b"%d" % rank) + b" %d\n" % rank for rank in range(1000 - 256))
     notebook.write_checkpoint(tmp_path / "model", params, lines, random_llama(full).weights)
-    config, weights = notebook.open_checkpoint(tmp_path / "model")
-    llama = SimpleNamespace(config=config, weights=weights)
+    llama = notebook.load_llama(tmp_path / "model")
     model = meta_model(llama, params)
     assert agree_in_steps(llama, model, random_tokens(llama.config, 601), [600, 1])
 
@@ -157,7 +156,7 @@ def test_rotations_are_metas(head_dim, theta, scaled):
 @pytest.fixture(scope="module")
 def smol():
     """SmolLM2-135M in Meta's layout, beside the notebook; written when missing."""
-    return notebook.load_llama(ROOT / "SmolLM2-135M")
+    return notebook.load_llama(smollm2())
 
 
 def test_smollm2_is_metas(smol):
@@ -172,6 +171,7 @@ def test_smollm2_is_metas(smol):
 
 def test_stand_in_is_metas(tmp_path):
     """The stand-in's overlapping views at true 8B shapes."""
+    notebook.write_stand_in(tmp_path / "stand-in-2layers")
     llama = notebook.load_llama(tmp_path / "stand-in-2layers")
     assert agree_in_steps(llama, meta_model(llama, llama.config), random_tokens(llama.config, 17), [17])
 
@@ -294,7 +294,7 @@ def puppet(monkeypatch):
 @pytest.fixture(scope="module")
 def empty():
     """Meta's tokenizer and a `max_seq_len` of 20: a model with nothing in it."""
-    tokenizer = notebook.load_tokenizer(notebook.package_file("llama_models", "llama3/tokenizer.model"))
+    tokenizer = notebook.load_tokenizer(tokenizer_model())
     return SimpleNamespace(tokenizer=tokenizer, config={"max_seq_len": 20}, weights={})
 
 

@@ -9,7 +9,7 @@ from contextlib import redirect_stdout
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from cells import CHINESE, ENGLISH, ROOT, environment, first_part, functions, link, read, source, with_prompt
+from cells import CHINESE, ENGLISH, ROOT, environment, first_part, functions, link, read, smollm2, source, with_prompt
 from nbformat.v4 import new_code_cell
 from torch.overrides import TorchFunctionMode
 
@@ -142,8 +142,7 @@ def scratch(tmp_path_factory):
     One thread: two wait long for one another where other tests run at the same time.
     """
     folder = tmp_path_factory.mktemp("shapes")
-    if (ROOT / "SmolLM2-135M").exists():
-        link(folder / "SmolLM2-135M", ROOT / "SmolLM2-135M")
+    link(folder / "SmolLM2-135M", smollm2())
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     plt.switch_backend("agg")

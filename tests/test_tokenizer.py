@@ -3,7 +3,7 @@ import hashlib
 
 import pytest
 import regex
-from cells import ROOT, functions, read
+from cells import functions, read, smollm2, tokenizer_model
 from gguf import GGUFReader
 from llama_models.llama3.tokenizer import Tokenizer as MetaTokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -39,7 +39,7 @@ def meta():
 @pytest.fixture(scope="module")
 def llama():
     """The notebook's tokenizer on the same tokenizer.model."""
-    return notebook.load_tokenizer(notebook.package_file("llama_models", "llama3/tokenizer.model"))
+    return notebook.load_tokenizer(tokenizer_model())
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -66,7 +66,7 @@ def test_special_tokens_are_metas(llama, meta):
 @pytest.fixture
 def ranks(llama, monkeypatch):
     """Bytes to rank, also set as the global `ranks` that the notebook's `bpe` reads."""
-    ranks = notebook.read_ranks(notebook.package_file("llama_models", "llama3/tokenizer.model"))
+    ranks = notebook.read_ranks(tokenizer_model())
     monkeypatch.setitem(notebook.bpe.__globals__, "ranks", ranks)
     return ranks
 
@@ -120,7 +120,7 @@ def smollm2(tmp_path_factory):
     theirs = Tokenizer(models.BPE({text: i for i, text in enumerate(texts)}, [tuple(pair.split()) for pair in merges]))
     theirs.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
                                                     pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    ours = notebook.load_llama(ROOT / "SmolLM2-135M").tokenizer
+    ours = notebook.load_llama(smollm2()).tokenizer
     return ours, theirs, [i for i, kind in enumerate(kinds) if kind == 1]
 
 
@@ -154,13 +154,12 @@ def test_stand_in_is_written_the_same_twice(tmp_path):
     """Two folders, the same bytes, and nothing left beside them."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        notebook.open_checkpoint(tmp_path / name / "stand-in-2layers")
+        notebook.write_stand_in(tmp_path / name / "stand-in-2layers")
         assert [path.name for path in (tmp_path / name).iterdir()] == ["stand-in-2layers"]
     assert digests(tmp_path / "one" / "stand-in-2layers") == digests(tmp_path / "two" / "stand-in-2layers")
 
 
 def test_smollm2_is_written_the_same_twice(tmp_path):
     """Written anew, the bytes of the folder beside the notebook; if they differ, that one is old: delete it."""
-    notebook.open_checkpoint(tmp_path / "SmolLM2-135M")
-    notebook.open_checkpoint(ROOT / "SmolLM2-135M")
-    assert digests(tmp_path / "SmolLM2-135M") == digests(ROOT / "SmolLM2-135M")
+    notebook.write_smollm2(tmp_path / "SmolLM2-135M")
+    assert digests(tmp_path / "SmolLM2-135M") == digests(smollm2())
