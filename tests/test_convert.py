@@ -130,7 +130,7 @@ def test_widths_of_metas_models(dim, width, multiplier, multiple_of):
 def test_any_width():
     """Every width comes out as it went in, odd ones too."""
     for dim in (8, 64, 576, 4096, 16384):
-        for width in (1, 7, 100, 171, 172, 1536, 11008, 53248, 53249):
+        for width in (*range(1, 2000), 11008, 14335, 53248, 53249):
             assert functions().ffn_width({"dim": dim, **ffn_sizes(dim, width)}) == width
 
 
@@ -201,15 +201,16 @@ def test_merges_of_older_files(tokenizer_json):
 
 @pytest.mark.parametrize("spoil", [
     lambda vocab, merges, added: vocab.pop("Ġanswer"),
-    lambda vocab, merges, added: vocab.update({"Ġanswer": vocab["Ġquestion"], "Ġquestion": vocab["Ġanswer"]}),
+    lambda vocab, merges, added: vocab.update(a=vocab["b"], b=vocab["a"]),
     lambda vocab, merges, added: merges.pop(),
     lambda vocab, merges, added: merges.reverse(),
     lambda vocab, merges, added: merges.append(["Ġ", "?!"]),
+    lambda vocab, merges, added: merges.append(["", "".join(merges[-1])]),
     lambda vocab, merges, added: added.pop(),
     lambda vocab, merges, added: added.append({"content": "<|im_end|>", "id": 128256}),
     lambda vocab, merges, added: added[9].update(content="<|im_end|>"),
     lambda vocab, merges, added: added.clear(),
-], ids=["piece", "ranks", "merge", "order", "stranger", "special", "one more", "name", "no special"])
+], ids=["piece", "ranks", "merge", "order", "stranger", "half", "special", "one more", "name", "no special"])
 def test_another_tokenizer(tokenizer_json, spoil):
     """A tokenizer.json with one difference is not Llama 3's."""
     vocab, merges = dict(tokenizer_json["model"]["vocab"]), list(tokenizer_json["model"]["merges"])
@@ -247,7 +248,8 @@ def refused(monkeypatch, source, target, *options):
     ({"hidden_size": None}, "KeyError('hidden_size')"),
     ({"hidden_size": "64"}, "no config.json of a Llama"),
     ({"num_attention_heads": 0}, "no config.json of a Llama"),
-    ({"num_attention_heads": 7, "head_dim": None}, "do not fit together"),
+    ({"num_hidden_layers": 0}, "do not fit together"),
+    ({"num_attention_heads": 6, "head_dim": None}, "do not fit together"),
     ({"num_key_value_heads": 3}, "do not fit together"),
 ])
 def test_another_model(tmp_path, monkeypatch, changes, says):
@@ -328,14 +330,15 @@ def test_broken_folder(tmp_path, monkeypatch, shard, spoil, says):
     assert sentence.startswith(str(tmp_path)) and says in sentence, sentence
 
 
-@pytest.mark.parametrize("vocab_size", [512, 128256])
-def test_no_llama_3_tokenizer(tmp_path, monkeypatch, vocab_size):
-    """A tokenizer.json of another kind, for a vocabulary of another size and of the same."""
-    source = hugging_face(tmp_path / "source", vocab_size=vocab_size, num_hidden_layers=1)
-    (source / "tokenizer.model").unlink()
-    (source / "tokenizer.json").write_bytes(b'{"model": {"vocab": {"a": 0}, "merges": []}, "added_tokens": []}')
-    says = "tokenizer.json is not the tokenizer of Llama 3, which has 128256 tokens; take"
-    assert says in refused(monkeypatch, source, tmp_path / "target")
+def test_no_llama_3_tokenizer(tokenizer_json, tmp_path, monkeypatch):
+    """A tokenizer.json of another kind, and Llama 3's own with a model whose vocabulary has another size."""
+    other = {"model": {"vocab": {"a": 0}, "merges": []}, "added_tokens": []}
+    for vocab_size, content in ((128256, other), (512, tokenizer_json)):
+        source = hugging_face(tmp_path / f"{vocab_size}", vocab_size=vocab_size, num_hidden_layers=1)
+        (source / "tokenizer.model").unlink()
+        (source / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8", newline="\n")
+        sentence = refused(monkeypatch, source, tmp_path / "target")
+        assert f"{source / 'tokenizer.json'} is not the tokenizer of Llama 3, which has 128256 tokens;" in sentence
 
 
 def test_no_package(tmp_path, monkeypatch):
