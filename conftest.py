@@ -15,4 +15,4 @@ def pytest_configure(config):
     functions().write_stand_in(whole, functions().llama3_8b)
     subprocess.run([sys.executable, ROOT / "tests" / "truncate_checkpoint.py", whole, cut, "--layers", "2"],
                    check=True, capture_output=True)
-    os.environ |= {"LLAMA3_CHECKPOINT": str(cut), "LLAMA3_DEVICE": "cpu"}
+    os.environ |= {"LLAMA3_CHECKPOINT": str(cut), "LLAMA3_DEVICE": "cpu", "TQDM_DISABLE": "1"}

@@ -34,7 +34,7 @@ def run_from_nothing(notebook):
     Raises nbclient.exceptions.CellExecutionError when a cell fails.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        run(notebook, LLAMA3_CHECKPOINT=Path(scratch) / "stand-in-2layers", LLAMA3_DEVICE="cpu")
+        run(notebook, LLAMA3_CHECKPOINT=Path(scratch) / "stand-in-2layers", LLAMA3_DEVICE="cpu", TQDM_DISABLE=1)
     notebook.metadata.language_info = {"name": "python"}
 
 

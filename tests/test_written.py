@@ -175,7 +175,29 @@ def test_what_cannot_be_written_is_refused(sizes):
         notebook.write_by_hand(NARROW | {"n_kv_heads": 1} | sizes)
 
 
-HASHES = {}
+HASHES = {
+    "tok_embeddings.weight": "e7bb2148dc6a",
+    "layers.0.attention_norm.weight": "bac19a0426a7",
+    "layers.0.attention.wq.weight": "d4d7ab3f39af",
+    "layers.0.attention.wk.weight": "60b88157a0fb",
+    "layers.0.attention.wv.weight": "fde098c6168e",
+    "layers.0.attention.wo.weight": "203009f2ab79",
+    "layers.0.ffn_norm.weight": "a5f0aecddda7",
+    "layers.0.feed_forward.w1.weight": "23c57d03116b",
+    "layers.0.feed_forward.w2.weight": "6315f6e2c9ad",
+    "layers.0.feed_forward.w3.weight": "48e5558f9075",
+    "layers.1.attention_norm.weight": "a7d5bb92fed8",
+    "layers.1.attention.wq.weight": "e8cef627af51",
+    "layers.1.attention.wk.weight": "6c26b58d5423",
+    "layers.1.attention.wv.weight": "a0d598b6f397",
+    "layers.1.attention.wo.weight": "a07248239462",
+    "layers.1.ffn_norm.weight": "7159d1354d9b",
+    "layers.1.feed_forward.w1.weight": "23c57d03116b",
+    "layers.1.feed_forward.w2.weight": "6315f6e2c9ad",
+    "layers.1.feed_forward.w3.weight": "48e5558f9075",
+    "norm.weight": "06f2be5a5283",
+    "output.weight": "96b748937752",
+}
 
 
 def test_bytes():
