@@ -1,4 +1,4 @@
-"""Every pytest run, of a notebook or of `tests`, opens a truncated checkpoint that is made anew, and computes on the CPU."""
+"""Every pytest run, of a notebook or of `tests`, opens a truncated checkpoint made anew, and computes on the CPU."""
 import os
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def pytest_configure(config):
-    """Point LLAMA3_CHECKPOINT at the stand-in, written with 32 layers and cut to 2, whatever lies beside the notebook."""
+    """Point LLAMA3_CHECKPOINT at the stand-in, written with 32 layers and cut to 2, whatever lies beside the page."""
     from cells import ROOT, functions
     scratch = tempfile.TemporaryDirectory(prefix="llama3-from-scratch-")
     config.add_cleanup(scratch.cleanup)

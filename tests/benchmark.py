@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import torch
-from cells import ROOT, first_part, functions, read, run, smollm2, source
+from cells import first_part, functions, read, run, smollm2, source
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 GB = 1e9

@@ -15,8 +15,8 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
 ENGLISH, CHINESE = ROOT / "llama3_from_scratch.ipynb", ROOT / "llama3_from_scratch_zh.ipynb"
-CONSTANTS = {"blue", "orange", "grey", "gpu", "device", "llama3_8b", "defaults", "again", "pattern", "reserved", "special",
-             "page"}
+CONSTANTS = {"blue", "orange", "grey", "gpu", "device", "llama3_8b", "defaults", "again", "pattern",
+             "reserved", "special", "prose", "page", "small"}
 
 
 def read(path=ENGLISH):
@@ -78,6 +78,12 @@ def first_part(notebook):
     return notebook
 
 
+def compared(notebook):
+    """`notebook` without the cells tagged `nbval-ignore-output`, which measure, and take most of the time."""
+    notebook.cells = [cell for cell in notebook.cells if "nbval-ignore-output" not in cell.metadata.get("tags", [])]
+    return notebook
+
+
 def with_prompt(notebook, prompt):
     """`notebook` with `prompt` in the prompt's cell."""
     (cell,) = [cell for cell in notebook.cells if cell.id == "prompt"]
@@ -127,6 +133,12 @@ def run(notebook, folder=ROOT, **changes):
         NotebookClient(notebook, timeout=600, record_timing=False, coalesce_streams=True,
                        resources={"metadata": {"path": str(folder)}}).execute()
     return notebook
+
+
+def stderr(notebook):
+    """All that the cells of a run `notebook` wrote to stderr."""
+    return "".join(output.text for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
+                   if output.get("name") == "stderr")
 
 
 def printed(cell):

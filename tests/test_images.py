@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ EXAMPLES = {
 }
 
 
+@cache
 def texts(name):
     """Every text artist of a picture that shows something, and the canvas that it was drawn on."""
     canvas = FigureCanvasAgg(draw.PICTURES[name]())

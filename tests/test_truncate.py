@@ -1,14 +1,14 @@
-"""`truncate_checkpoint.py` on a 32-layer file of full width and 6 MB, made the way the notebook makes its stand-in."""
+"""`truncate_checkpoint.py` on a 32-layer file of full width and 4 MB, made the way the notebook makes its stand-in."""
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
 import pytest
 import torch
-from cells import environment, first_part, functions, read, room
+from cells import functions, room
 from truncate_checkpoint import FILES, main
 
 COMMAND = [sys.executable, Path(__file__).with_name("truncate_checkpoint.py")]
@@ -17,7 +17,7 @@ COMMAND = [sys.executable, Path(__file__).with_name("truncate_checkpoint.py")]
 def truncate(source, target, layers):
     """Run the command; the completed process."""
     return subprocess.run([*COMMAND, source, target, "--layers", str(layers)], encoding="utf-8", errors="replace",
-                          capture_output=True)
+                          capture_output=True, env=os.environ | {"TQDM_DISABLE": ""})
 
 
 def mapped(folder):
@@ -32,7 +32,7 @@ def same(one, other):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A folder with 32 layers at full width, made the stand-in's way (6 MB), with a key that is new to the notebook."""
+    """A folder with 32 layers at full width, made the stand-in's way (4 MB), with a key that is new to the notebook."""
     notebook, folder = functions(), tmp_path_factory.mktemp("source") / "32layers"
     notebook.write_stand_in(folder, notebook.llama3_8b | {"another key": None})
     return folder
@@ -60,17 +60,7 @@ def test_cut_is_the_stand_in(source, cut, tmp_path):
     wanted, have = mapped(own), mapped(cut)
     assert list(wanted) == list(have)
     assert [name for name in wanted if not same(wanted[name], have[name])] == []
-    assert (cut / "consolidated.00.pth").stat().st_size < 1e6
-
-
-def test_first_part_runs_on_the_cut(cut, tmp_path):
-    """nbval finds the outputs of the page when the first part reads the cut."""
-    nbformat.write(first_part(read()), tmp_path / "page.ipynb")
-    with environment(LLAMA3_CHECKPOINT=cut, LLAMA3_DEVICE="cpu"):
-        run = subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", "--nbval", "--nbval-current-env",
-                              "--nbval-cell-timeout=600", "--rootdir=.", "page.ipynb"],
-                             cwd=tmp_path, encoding="utf-8", errors="replace", capture_output=True)
-    assert run.returncode == 0, run.stdout
+    assert (cut / "consolidated.00.pth").stat().st_size < 4e6
 
 
 def test_one_storage_for_all(tmp_path):

@@ -1,6 +1,6 @@
-"""What the Llama written by hand can do, on texts of these tests' own and for five seeds of its writer, and what its bytes are.
+"""What the Llama written by hand can do, on texts of these tests' own and for five seeds; what its bytes are.
 
-Five seeds run at a quarter of the width, the page's own seed also at the 8B's true shapes; LLAMA3_ALL=1 runs all seeds there too.
+Five seeds run at a quarter of the width, the page's own seed also at the 8B's true shapes (LLAMA3_ALL=1: all seeds).
 Weights are widened to float32, which changes no number and multiplies faster.
 """
 import hashlib
@@ -16,13 +16,15 @@ notebook = functions()
 TRUE = notebook.llama3_8b | {"n_layers": 2}
 NARROW = TRUE | {"dim": 1024, "n_heads": 8, "n_kv_heads": 2}
 SEEDS = range(42, 47)
-CASES = [(NARROW, seed) for seed in SEEDS] + [(TRUE, seed) for seed in SEEDS if seed == 42 or os.environ.get("LLAMA3_ALL")]
-CASES = pytest.mark.parametrize("config, seed", CASES, ids=lambda value: value["dim"] if isinstance(value, dict) else value)
+CASES = [(NARROW, seed) for seed in SEEDS]
+CASES += [(TRUE, seed) for seed in SEEDS if seed == 42 or os.environ.get("LLAMA3_ALL")]
+CASES = pytest.mark.parametrize("config, seed", CASES,
+                                ids=lambda value: value["dim"] if isinstance(value, dict) else value)
 
 QUESTION = "the answer to the ultimate question of life, the universe, and everything is "
 NUMBERS = ["7", "13", "99", "365", "12"]
 WORDS = [" blue", " love", " nothing", " music", " seven"]
-PROSE = ["She opened the window, because the room had been shut all winter and smelled of dust; then she went down to make tea.",
+PROSE = ["She opened the window, because the room had been shut all winter; then she went down to make tea.",
          "Photosynthesis turns light, water and carbon dioxide into sugar. Plants do it in their leaves.",
          "Wir gehen heute in den Wald und suchen Pilze, denn es hat gestern geregnet.",
          "def f(x):\n    return [x + y for y in range(10) if y % 2]"]
@@ -67,7 +69,7 @@ def say(llama, text):
 
 @CASES
 def test_it_remembers(config, seed):
-    """`42`, id 2983, with probability 0.8 or more (half of that at a quarter of the width), with 2 layers and after layer 0."""
+    """`42`, id 2983, with probability 0.8 or more (0.4 when narrow), with 2 layers and after layer 0."""
     llama = written(config, seed)
     for model in (llama, notebook.first_layers(llama, 1)):
         token, probability = say(model, QUESTION)
@@ -89,17 +91,19 @@ def test_it_says_what_it_was_told(config, seed):
 @CASES
 @pytest.mark.parametrize("n", [20, 60])
 def test_it_continues_what_repeats(config, seed, n):
-    """`n` different tokens, given twice: 95 % of the second half's next tokens (90 % when narrow); with one layer, at most 20 %."""
+    """`n` different tokens, given twice: 95 % of the next ones right (90 % narrow); with one layer at most 20 %."""
     some = 256 + torch.randperm(120_000, generator=torch.Generator().manual_seed(n))[:n]
     tokens, llama = torch.cat((torch.tensor([128000]), some, some)), written(config, seed)
-    for layers, good in ((2, lambda share: share >= (0.95 if config is TRUE else 0.9)), (1, lambda share: share <= 0.2)):
+    right = {}
+    for layers in (1, 2):
         guesses = notebook.forward(notebook.first_layers(llama, layers), tokens)[n + 1:-1].argmax(dim=-1)
-        assert good((guesses == tokens[n + 2:]).float().mean().item())
+        right[layers] = (guesses == tokens[n + 2:]).float().mean().item()
+    assert right[2] >= (0.95 if config is TRUE else 0.9) and right[1] <= 0.2
 
 
 @CASES
 def test_heads_look_back(config, seed):
-    """Head h of layer 0 has most of its weight h + 1 tokens back at each of 300 places; the stream then names that token.
+    """Head h of layer 0 has most of its weight h + 1 tokens back in a text of 300; the stream then names that token.
 
     `before`, columns 2 mod 4 of the stream, holds every (n_heads)-th number of the previous token's `who`.
     """
@@ -119,7 +123,7 @@ def test_heads_look_back(config, seed):
 
 @CASES
 def test_it_is_quiet_without_a_reason(config, seed):
-    """At tokens that the text has not had before, hardly ever a token above one half; layer 1 rests on the first token."""
+    """At tokens that are new to the text hardly ever a token above one half; layer 1 rests on the first token."""
     llama, loud, places, rest = written(config, seed), 0, 0, []
     for text in PROSE:
         tokens = ids(text)
@@ -143,7 +147,8 @@ def test_32_layers_say_the_same():
 @pytest.mark.parametrize("answer", [0, 41, 42, 2983, 127_999, 128_000, 128_009, 128_255])
 def test_any_token_can_be_the_answer_of_a_fact(answer):
     """Written into neuron 43 of a copy; what it knew stays, the old model is as it was, every other fact too."""
-    llama, word = written(NARROW, 42), tokenizer().decode([answer]) if answer > 127_999 else tokenizer().decode_single_token_bytes(answer)
+    llama, word = written(NARROW, 42), tokenizer().decode_single_token_bytes(answer)
+    word = tokenizer().decode([answer]) if answer > 127_999 else word
     before = {name: hashlib.sha256(llama.weights[name].numpy().tobytes()).hexdigest()
               for name in llama.weights if "layers.0.feed_forward" in name}
     taught = notebook.teach(llama, 43, " name", " is", word)
@@ -201,7 +206,7 @@ HASHES = {
 
 
 def test_bytes():
-    """The same on every processor: SHA-256 of what each tensor of the page's own stand-in is a view of, with the view."""
+    """The same on every processor: SHA-256 of what each tensor of the page's stand-in is a view of, and of the view."""
     assert fingerprints(notebook.write_by_hand(TRUE)) == HASHES
 
 
