@@ -35,7 +35,7 @@ def test_translated(there, here):
 @prose
 @pytest.mark.parametrize("pattern", [
     r"(?m)^#+ ", r'<img src="[^"]*"', r'width="[^"]*"', r"(?s)```.*?```", r"`[^`\n]+`", r"\$+[^$]+\$+",
-    r"\]\((?!llama3_from_scratch)[^)]*\)", r"</?details>", r"(?m)^\|"])
+    r"\]\((?!llama3_from_scratch|#)[^)]*\)", r"</?details>", r"(?m)^\|"])
 def test_same_parts(there, here, pattern):
     """Headings, pictures, answers, code spans with their shapes, formulas, links and table rows are the same."""
     assert sorted(re.findall(pattern, here.source)) == sorted(re.findall(pattern, there.source))
