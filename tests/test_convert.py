@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import json
 import math
+import os
 import re
 import shutil
 import struct
@@ -379,7 +380,8 @@ def test_no_parent(tmp_path, monkeypatch):
 def test_command(tmp_path):
     """As a program, with its progress bar."""
     source, target = hugging_face(tmp_path / "source"), tmp_path / "target"
-    run = subprocess.run([*COMMAND, source, target], text=True, capture_output=True)
+    run = subprocess.run([*COMMAND, source, target], encoding="utf-8", errors="replace", capture_output=True,
+                         env=os.environ | {"TQDM_DISABLE": ""})
     assert run.returncode == 0 and re.search(r"target: +(99|100)%", run.stderr), run.stderr
     assert sorted(path.name for path in target.iterdir()) == sorted(FILES)
 

@@ -158,7 +158,8 @@ def test_progress_bar(tmp_path, monkeypatch, capsys):
     page = functions()
     page.write_stand_in(tmp_path / "deep", page.llama3_8b | {"dim": 64, "n_layers": 32, "n_heads": 4, "n_kv_heads": 2})
     monkeypatch.setitem(page.forward.__globals__, "tqdm",
-                        lambda *layers, **options: tqdm(*layers, **options | {"delay": 0, "mininterval": 0, "disable": False}))
+                        lambda *layers, **options: tqdm(*layers, **options | {"delay": 0, "mininterval": 0,
+                                                                              "disable": False}))
     page.forward(page.load_llama(tmp_path / "deep"), torch.tensor([1]))
     shown = capsys.readouterr().err.split("\r")
     assert {f"{layer}/32" for layer in range(32)} <= set(re.findall(r"\d+/32", "".join(shown)))
