@@ -286,7 +286,6 @@ FAULTS = [
 
 # systematic faults that change nothing that is computed, and why
 DISTANCE = "it is the distance that counts, as the cell shows"
-ONE_AXIS = "the logits of one token have one axis"
 UNCHANGING = {
     'tokenizer-lines: there = [name for name in names if Path(name)] + ["stand-in-2layers"]':
         "tests name the folder by LLAMA3_CHECKPOINT",
@@ -295,7 +294,6 @@ UNCHANGING = {
         "less than one is cut off, and the width is rounded up to a multiple",
     'load-llama: if folder.name == "stand-in-2layers" or not folder.exists():':
         "here the folder has this name and is missing; another that is missing stands in test_mistakes.py",
-    "load-llama: without ffn_dim = ffn_width(config)": "only shapes in comments name it, and test_shapes.py reads them",
     "float32: torch.tensor(256, dtype=torch.bfloat16) + 0": "bfloat16 loses the one, as the cell shows",
     "freqs: exponents = torch.arange(0, head_dim, 2) / head_dim": "integers divide into the same fractions",
     'distance: print("1 apart:", [round(score_at(m + 1, m)) for m in (0, 11, 100, 1000)])': DISTANCE,
@@ -303,10 +301,7 @@ UNCHANGING = {
     'distance: print("1 apart:", [round(score_at(m + 1, m)) for m in (0, 10, 100, 999)])': DISTANCE,
     "distance: turns = torch.outer(torch.tensor([query_position, key_position]), freqs)": "outer makes floats of them",
     "mask: without rotations = rope(config, 0, seq)": "the same as before, for a checkpoint whose RoPE is not scaled",
-    "softmax-row: row = scores[2, :3].tolist()": "Python's numbers are wide enough for both types",
     "before: for token, previous in zip(tokens[2:], named[2:].tolist()):": "tiktoken takes a tensor of one number too",
-    "guess: probability, token = logits.softmax(dim=-1).max(dim=-0)": ONE_AXIS,
-    "guess: probability, token = logits.softmax(dim=-0).max(dim=-1)": ONE_AXIS,
 }
 
 
