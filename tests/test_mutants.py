@@ -1,9 +1,9 @@
 """Single faults, each put into one cell of a copy of the notebook, are caught by the notebook's own saved outputs.
 
-FAULTS are chosen. `mutants` makes many more from the cells' syntax trees. Every run has those of the cells before
-`forward`, and 60 of the many; LLAMA3_ALL=1 has all of FAULTS, and 300 of the many, which may take an hour. Of the many
-95 % are seen. The sample is drawn by a hash of their names, so that an edited cell changes its own
-part of it and no other.
+FAULTS are chosen; `mutants` makes many more from the cells' syntax trees. Every run has 60 of the former and 30 of the
+latter, of cells before `forward`, since a pass through the model takes seconds: nine in ten are seen. LLAMA3_ALL=1 has
+all of the chosen ones, each of which is seen, and 300 of the many, of which 95 % are seen; that may take an hour. The
+samples are drawn by a hash of their names, so that an edited cell changes its own part of them and no other.
 """
 import hashlib
 import json
@@ -311,7 +311,7 @@ def systematic(cells):
     faults = [(name, cell.id, source) for cell in cells if cell.cell_type == "code"
               for name, source in mutants(cell).items()
               if ALL or name not in UNCHANGING and cell.id in early(cells)]
-    return by_chance(faults)[:300 if ALL else 60]
+    return by_chance(faults)[:300 if ALL else 30]
 
 
 def by_chance(faults):
@@ -331,7 +331,7 @@ def chosen(cells):
     """FAULTS in the same form, but for those whose cell is missing."""
     sources = {cell.id: cell.source for cell in cells}
     faults = [(name, cell, sources[cell].replace(old, new)) for name, cell, old, new in FAULTS if cell in sources]
-    return faults if ALL else [fault for fault in faults if fault[1] in early(cells)]
+    return faults if ALL else [faults[0], *by_chance(fault for fault in faults[1:] if fault[1] in early(cells))[:60]]
 
 
 @pytest.fixture(scope="module")
@@ -366,19 +366,21 @@ def test_a_child_with_no_fault_finds_all_outputs(caught):
     assert caught[UNCHANGED] == (None, None)
 
 
-def test_each_chosen_fault_is_caught_by_an_output(caught):
-    """No fault passes, and none but RAISES is found by an error in place of another output."""
-    wrong = {name: caught.get(name, "not run") for name, *_ in chosen(read().cells) if name != UNCHANGED}
-    assert {name: found for name, found in wrong.items()
-            if found == "not run" or found[1] != ("error" if name in RAISES else "output")} == {}
+def test_chosen_faults_are_caught(caught):
+    """None passes, and none but RAISES is found by an error in place of another output; nine in ten of a sample."""
+    found = {name: caught.get(name, (None, "not run")) for name, *_ in chosen(read().cells) if name != UNCHANGED}
+    passed = [name for name, (_, how) in found.items() if how in (None, "not run")]
+    raised = [name for name, (_, how) in found.items() if how == "error" and name not in RAISES]
+    assert len(passed) <= (0 if ALL else len(found) / 10), passed
+    assert not ALL or raised == [], raised
 
 
 def test_systematic_faults_are_caught(caught):
-    """At least 95 % of those that change what is computed; of those that change nothing (run by LLAMA3_ALL), none."""
+    """Of those that change what is computed nearly all; of those that change nothing (run by LLAMA3_ALL), none."""
     names = [name for name, *_ in systematic(read().cells)]
     changing = [name for name in names if name not in UNCHANGING]
     unseen = [name for name in changing if caught[name][1] is None]
-    assert len(unseen) <= 0.05 * len(changing), "\n".join(unseen)
+    assert len(unseen) <= (0.05 if ALL else 0.1) * len(changing), "\n".join(unseen)
     assert [name for name in names if name in UNCHANGING and caught[name][1]] == []
 
 
