@@ -15,8 +15,8 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
 ENGLISH, CHINESE = ROOT / "llama3_from_scratch.ipynb", ROOT / "llama3_from_scratch_zh.ipynb"
-CONSTANTS = {"blue", "orange", "grey", "gpu", "device", "llama3_8b", "defaults", "again", "pattern",
-             "reserved", "special", "prose", "page", "small"}
+CONSTANTS = {"blue", "grey", "gpu", "device", "llama3_8b", "defaults", "again", "pattern",
+             "reserved", "special", "prose", "small"}
 
 
 def read(path=ENGLISH):
