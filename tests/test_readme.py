@@ -91,7 +91,7 @@ def test_numbers_are_the_notebooks(page):
     """Each number of a moment, in its sentences or alternative texts, stands in code or outputs of its sections."""
     notebook = read(NOTEBOOK[page.name])
     for text in told(page):
-        said = re.sub(r"(?ms)^### \d+\. |^```.*?^```|\]\([^)]*\)|(?:src|width)=\"[^\"]*\"", "", text)
+        said = re.sub(r"(?ms)^### \d+\. |^```.*?^```|\[[^]]*\]\([^)]*\)|(?:src|width)=\"[^\"]*\"", "", text)
         known = set()
         for anchor in re.findall(r"\.ipynb#([^)]+)\)", text):
             code = [cell for cell in section(notebook, unquote(anchor)) if cell.cell_type == "code"]
