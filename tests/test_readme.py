@@ -10,6 +10,9 @@ from save_notebooks import MOMENTS, QUOTATION, READMES, moments, quoted
 
 NOTEBOOK = {"README.md": ENGLISH, "README_zh.md": CHINESE}
 NUMBER = re.compile(r"(?<![\w.,-])\d+(?:[.,]\d+)*(?!\w)", re.ASCII)
+# The cells that give the numbers in the sentences of a moment; those in alternative texts are its sections'.
+CELLS = {1: ["tokens"], 4: ["neurons"], 5: ["forward"], 6: ["next-token", "told"], 7: ["smol"],
+         8: ["smol", "look", "without"], 10: ["grown-heads"]}
 QUOTED = [("output", "tokens"), ("output", "before"), ("code", "forward")]
 
 
@@ -45,14 +48,15 @@ def numbers(text):
     return {number.replace(",", "") for number in NUMBER.findall(text)}
 
 
-def counted(cells):
-    """Numbers that a sentence may give although no cell prints them: lines of the loop, layers times heads."""
-    by_id = {cell.id: cell for cell in cells}
-    if "forward" in by_id:
-        yield str(sum(bool(line.strip()) for line in by_id["forward"].source.splitlines()))
-    if "smol" in by_id:
-        sizes = ast.literal_eval(printed(by_id["smol"]))
-        yield str(sizes["n_layers"] * sizes["n_heads"])
+def given(cell):
+    """The numbers in the code and the printed output of `cell`, and two that follow: the loop's lines, all heads."""
+    found = numbers(cell.source + "\n" + printed(cell))
+    if cell.id == "forward":
+        found.add(str(sum(bool(line.strip()) for line in cell.source.splitlines())))
+    if cell.id == "smol":
+        sizes = ast.literal_eval(printed(cell))
+        found.add(str(sizes["n_layers"] * sizes["n_heads"]))
+    return found
 
 
 def shown(page):
@@ -88,15 +92,17 @@ def test_ten_moments(page):
 
 
 def test_numbers_are_the_notebooks(page):
-    """Each number of a moment, in its sentences or alternative texts, stands in code or outputs of its sections."""
+    """Each number of a moment stands in code or outputs: of its cells, or in an alternative text, of its sections."""
     notebook = read(NOTEBOOK[page.name])
-    for text in told(page):
-        said = re.sub(r"(?ms)^### \d+\. |^```.*?^```|\[[^]]*\]\([^)]*\)|(?:src|width)=\"[^\"]*\"", "", text)
-        known = set()
-        for anchor in re.findall(r"\.ipynb#([^)]+)\)", text):
-            code = [cell for cell in section(notebook, unquote(anchor)) if cell.cell_type == "code"]
-            known |= {*counted(code)}.union(*(numbers(cell.source + "\n" + printed(cell)) for cell in code))
-        assert numbers(said) - known == set(), text
+    code = {cell.id: cell for cell in notebook.cells if cell.cell_type == "code"}
+    for i, text in enumerate(told(page), 1):
+        said = re.sub(r"(?ms)^### \d+\. |^```.*?^```|\[[^]]*\]\([^)]*\)|<[^>]+>", "", text)
+        wrong = numbers(said) - set().union(*(given(code[name]) for name in CELLS.get(i, [])))
+        assert not wrong, f"{wrong} in {said}"
+        anchors = [unquote(anchor) for anchor in re.findall(r"\.ipynb#([^)]+)\)", text)]
+        near = [cell for anchor in anchors for cell in section(notebook, anchor) if cell.cell_type == "code"]
+        wrong = numbers(" ".join(re.findall(r'alt="([^"]*)"', text))) - set().union(*map(given, near))
+        assert not wrong, f"{wrong} in an alternative text of {text}"
 
 
 def test_links_resolve(page):
@@ -147,7 +153,7 @@ def test_first_command_of_the_tests():
 
 @pytest.mark.parametrize("text, found", [
     ("16 of 23", {"16", "23"}), ("14,336 neurons", {"14336"}), ("共23个，0.5", {"23", "0.5"}), ("`2983`", {"2983"}),
-    ("SmolLM2-135M, the 8B, w1", set()), ("[17, 14336]", {"17", "14336"})])
+    ("SmolLM2-135M, the 8B, 16GB, w1", set()), ("[17, 14336]", {"17", "14336"})])
 def test_numbers_are_found(text, found):
     """The check itself: digits that belong to a name are none."""
     assert numbers(text) == found
