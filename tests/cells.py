@@ -1,5 +1,6 @@
 """The English notebook as the tests see it: its cells, its functions, and runs of it under other conditions."""
 import ast
+import base64
 import linecache
 import os
 import shutil
@@ -144,3 +145,9 @@ def stderr(notebook):
 def printed(cell):
     """What a run code `cell` shows as text: streams and plain results."""
     return "".join(output.get("text") or output.get("data", {}).get("text/plain", "") for output in cell.outputs)
+
+
+def pictures(cell):
+    """The PNG files, as bytes, of the plots that a run code `cell` shows, in their order."""
+    data = [output.get("data", {}) for output in cell.outputs]
+    return [base64.b64decode(found["image/png"]) for found in data if "image/png" in found]

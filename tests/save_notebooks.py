@@ -3,19 +3,29 @@
     python tests/save_notebooks.py               run, save both, list the Chinese cells that are out of date
     python tests/save_notebooks.py --measure     the same, and measure the `nbval-ignore-output` cells anew
     python tests/save_notebooks.py --translated  note that every Chinese cell now says what the English one says
+    python tests/save_notebooks.py --readme      run nothing; take what the READMEs show from the saved notebook
 
 A second run changes no byte. Every Chinese Markdown cell keeps, in its metadata, the first digits of the SHA-256 of
-the English text that it translates.
+the English text that it translates. The READMEs show plots, code and outputs of the notebook, and each run renews them.
 """
 import argparse
 import hashlib
+import re
 import tempfile
+import textwrap
 from pathlib import Path
 
 import nbformat
-from cells import CHINESE, ENGLISH, read, run
+from cells import CHINESE, ENGLISH, ROOT, pictures, printed, read, run
 
 IGNORED = "nbval-ignore-output"
+READMES = [ROOT / "README.md", ROOT / "README_zh.md"]
+# The plots that the READMEs show: the file's name in images/, the cell's id, which of its plots.
+MOMENTS = {
+    "moment_flat": ("flat", 0), "moment_stripes": ("stripes", 0), "moment_neurons": ("neurons", 0),
+    "moment_shares": ("logit-parts", 0), "moment_paris": ("lens", 0), "moment_written": ("found-stripes", 0),
+    "moment_found": ("found-stripes", 1), "moment_losses": ("no-begin", 0), "moment_cliff": ("grown", 0)}
+QUOTATION = re.compile(r"(<!-- (code|output) of the cell ([\w-]+) -->\n```\w+\n).*?(^```$)", re.M | re.S)
 
 
 def write(notebook, path):
@@ -74,19 +84,56 @@ def mark_translated(english, chinese):
             cell.metadata["english"] = fingerprint(text[cell.id])
 
 
+def moments(notebook):
+    """The plots of `notebook` that the READMEs show: the bytes of each PNG by the name of its file."""
+    cells = {cell.id: cell for cell in notebook.cells}
+    return {name: pictures(cells[cell])[which] for name, (cell, which) in MOMENTS.items()}
+
+
+def quoted(text, notebook):
+    """`text`, a README's, with every block under a comment `code of the cell …` or `output of the cell …` renewed.
+
+    Outputs are wrapped between words, so that a page shows them whole.
+    """
+    cells = {cell.id: cell for cell in notebook.cells}
+
+    def block(found):
+        cell = cells[found[3]]
+        lines = cell.source if found[2] == "code" else "\n".join(
+            textwrap.fill(line, 84, subsequent_indent=" ", break_long_words=False, break_on_hyphens=False)
+            for line in printed(cell).splitlines())
+        return f"{found[1]}{lines}\n{found[4]}"
+
+    return QUOTATION.sub(block, text)
+
+
+def renew_readmes(notebook):
+    """Write the plots of `notebook` that the READMEs show to images/, and its code and outputs into the READMEs."""
+    for name, picture in moments(notebook).items():
+        (ROOT / "images" / f"{name}.png").write_bytes(picture)
+    for path in READMES:
+        text = quoted(path.read_text(encoding="utf-8"), notebook)
+        path.write_text(text, encoding="utf-8", newline="\n")
+
+
 def main():
     """The command described at the top of this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", action="store_true", help="measure the cells tagged nbval-ignore-output anew")
     parser.add_argument("--translated", action="store_true", help="only note that the Chinese text is up to date")
+    parser.add_argument("--readme", action="store_true", help="only renew what the READMEs show, and run nothing")
     options = parser.parse_args()
     english = read(ENGLISH)
+    if options.readme:
+        renew_readmes(english)
+        return
     if not options.translated:
         saved = read(ENGLISH)
         run_from_nothing(english)
         if not options.measure:
             keep_measurements(english, saved)
         write(english, ENGLISH)
+        renew_readmes(english)
     chinese = carry_over(english, read(CHINESE) if CHINESE.exists() else english)
     if options.translated:
         mark_translated(english, chinese)

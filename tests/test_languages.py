@@ -1,4 +1,7 @@
-"""The Chinese notebook says what the English one says: the same cells, code, outputs, shapes, numbers and links."""
+"""The Chinese notebook says what the English one says: the same cells, code, outputs, shapes, numbers and links.
+
+Its typography is also that of README_zh.md; that both READMEs show the same is the concern of test_readme.py.
+"""
 import re
 
 import pytest
@@ -48,14 +51,26 @@ def test_same_numbers(there, here):
     assert numbers[0] == numbers[1]
 
 
-@prose
-def test_chinese_typography(there, here):
+def held_to_typography(text):
     """No space between Chinese and Latin, full-width punctuation after Chinese, the project's terms."""
-    text = plain(re.sub(r"(?m)^(#+|\d\.|[-*|]|\s)+", "", here.source))
+    text = plain(re.sub(r"(?m)^(#+|\d\.|[-*|]|\s)+", "", text))
     assert not re.search(rf"{HAN} +[A-Za-z0-9]|[A-Za-z0-9] +{HAN}", text), "space between Chinese and Latin"
     assert not re.search(rf"{HAN}[,.:;!?()]|[,;!?(]{HAN}", text), "half-width punctuation"
     for wrong in ("您", "令牌", "标记化", "一次性", "但只", "残差连接流", "检查站", "键值缓存", "分组注意力"):
         assert wrong not in text, wrong
+
+
+@prose
+def test_chinese_typography(there, here):
+    """Each cell is held to it."""
+    held_to_typography(here.source)
+
+
+def test_chinese_typography_of_the_readme():
+    """README_zh.md is held to it, and has bold where English has italics."""
+    text = (CHINESE.parent / "README_zh.md").read_text(encoding="utf-8")
+    held_to_typography(text)
+    assert not re.search(rf"(?<![*\\])\*(?![* ])[^*\n]*{HAN}[^*\n]*\*(?!\*)", plain(text)), "italics"
 
 
 def test_linked():

@@ -13,7 +13,7 @@ from cells import CHINESE, ENGLISH, ROOT, environment, first_part, functions, li
 from nbformat.v4 import new_code_cell
 from torch.overrides import TorchFunctionMode
 
-PAGES = [page for page in (ENGLISH, CHINESE, ROOT / "README.md") if page.exists()]
+PAGES = [page for page in (ENGLISH, CHINESE, ROOT / "README.md", ROOT / "README_zh.md") if page.exists()]
 OTHER = {"dim": 192, "n_layers": 3, "n_heads": 6, "n_kv_heads": 2, "vocab_size": 128256, "multiple_of": 32,
          "ffn_dim_multiplier": None, "norm_eps": 1e-05, "rope_theta": 10000.0}
 NUMBERS_AND_NAMES = re.compile(r"# (?P<numbers>\[[^\[\]]+\])(?: \((?P<names>.+)\))?")
