@@ -11,7 +11,7 @@ from save_notebooks import MOMENTS, QUOTATION, READMES, moments, quoted
 NOTEBOOK = {"README.md": ENGLISH, "README_zh.md": CHINESE}
 NUMBER = re.compile(r"(?<![\w.,-])\d+(?:[.,]\d+)*(?!\w)", re.ASCII)
 # The cells that give the numbers in the sentences of a moment; those in alternative texts are its sections'.
-CELLS = {1: ["tokens"], 4: ["neurons"], 5: ["forward"], 6: ["next-token", "told"], 7: ["smol"],
+CELLS = {1: ["tokens"], 4: ["neurons"], 5: ["forward"], 6: ["next-token", "told", "one-layer"], 7: ["smol"],
          8: ["smol", "look", "without"], 10: ["grown-heads"]}
 QUOTED = [("output", "tokens"), ("output", "before"), ("code", "forward")]
 
