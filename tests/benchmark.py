@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import torch
-from cells import first_part, functions, read, run, smollm2, source
+from cells import anonymous_memory, first_part, functions, read, run, smollm2, source
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 GB = 1e9
@@ -42,12 +42,6 @@ def write_contiguous(folder, config):
         for name, weight in torch.load(path, mmap=True).items():
             for part in weight.view(-1).split(len(block)):
                 part.copy_(block[:len(part)] + ("norm" in name))
-
-
-def anonymous_memory():
-    """Bytes of this process that no file backs (Linux: RssAnon)."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.split("RssAnon:")[1].split()[0]) * 1024
 
 
 def walk(folder):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cells import functions
+from cells import anonymous_memory, functions
 from convert_checkpoint import INDEX, SINGLE, ffn_sizes, main, name_there, same_tokenizer
 from llama_models.llama3.tokenizer import Tokenizer
 from safetensors.torch import load_file, save_file
@@ -386,13 +386,6 @@ def test_command(tmp_path):
     assert sorted(path.name for path in target.iterdir()) == sorted(FILES)
 
 
-def anonymous():
-    """The bytes of this process that are no part of a file."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return 1024 * int(re.search(r"RssAnon:\s+(\d+)", status)[1])
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="counts the memory that Linux calls anonymous")
 def test_memory(tmp_path, monkeypatch):
     """A wide model of 0.3 GB, all zeros, with layers of 59 MB: at its peak the command needs less than one of them."""
     params = {"hidden_size": 1024, "intermediate_size": 8192, "num_hidden_layers": 5, "num_key_value_heads": 8}
@@ -408,8 +401,13 @@ def test_memory(tmp_path, monkeypatch):
     with open(source / SINGLE, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         file.truncate(8 + len(text) + end)
-    seen, done = [], threading.Event()
-    watch = threading.Thread(target=lambda: [seen.append(anonymous()) for _ in iter(lambda: done.wait(0.002), True)])
+    seen, done = [anonymous_memory()], threading.Event()
+
+    def look():
+        while not done.wait(0.002):
+            seen.append(anonymous_memory())
+
+    watch = threading.Thread(target=look)
     watch.start()
     target = convert(monkeypatch, source, tmp_path / "target")
     done.set()
