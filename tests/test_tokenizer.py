@@ -126,7 +126,7 @@ def smollm2(tmp_path_factory):
 
 
 @pytest.mark.parametrize("text", [
-    notebook.page, "In 1969, 400,000 people worked 8 hours a day for 3.5 years.", TEXTS["English"], TEXTS["Chinese"],
+    notebook.prose, "In 1969, 400,000 people worked 8 hours a day for 3.5 years.", TEXTS["English"], TEXTS["Chinese"],
     TEXTS["emoji"], "f(x) = [y != z->w];\n}", "One line.\nAnother line.\n", "two  spaces   three"])
 def test_smollm2_reads_as_its_file_says(smollm2, text):
     """Prose, numbers, code, single line breaks: the ids of the GGUF file's own tokenizer."""
