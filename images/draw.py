@@ -325,7 +325,7 @@ def thread(ax):
     note(ax, 304, 336, "before", " ")
     note(ax, 446, 336, "before", " is")
     note(ax, 668, 336, "before", " is")
-    for x, y, text in ((354, y_fact - 8, "says 42 too,"), (354, y_fact + 8, "but softly"),
+    for x, y, text in ((354, y_fact - 8, "says 42 too,"), (354, y_fact + 8, "but is outvoted"),
                        (523, y_copy - 8, "nothing"), (523, y_copy + 8, "to copy")):
         write(ax, x, y, text, size=9)
     box(ax, 496, y_fact - 18, 140, 36, WEIGHT)

@@ -98,7 +98,7 @@ MISTAKES = [
     (VOCABULARY, b"\r\n" + PAGE, VOCABULARY, "Take tokenizer.model from the Llama 3 download"),
     (VOCABULARY, SENTENCEPIECE, VOCABULARY, "Llama 2"),
     (VOCABULARY, TOKENIZER_JSON, VOCABULARY, "tokenizer.json"),
-    (VOCABULARY, b"IQ== 0\nIg== 1\n", VOCABULARY, "2 lines"),
+    (VOCABULARY, b"IQ== 0\nIg== 1\n", VOCABULARY, "do not fit vocab_size"),
     *[(file, b"", file, "missing or empty") for file in (PARAMS, VOCABULARY, PTH)],
     *[(PARAMS, text, PARAMS, "no model's params.json") for text in (b"{", b"\xff", b"[]", b'"8B"', b"8")],
     (PARAMS, params(n_heads=5), PARAMS, "multiple of n_heads"),
