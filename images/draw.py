@@ -487,7 +487,7 @@ def unwrap(ax):
     arrow(ax, (268 + side, 55), (485, 55), (485, 195), (512, 195), color=ACCENT, line=2)
 
 
-@picture("rope", 420, "pairs", shape(head_dim), shape(head_dim // 2, 2), "freqs")
+@picture("rope", 420, "pairs", shape(head_dim), "freqs")
 def rope(ax):
     """One row of q as pairs, and how far its position turns some of them: small clocks, one row a pair."""
     def clock(x, y, angle):
@@ -497,7 +497,7 @@ def rope(ax):
         arrow(ax, (x, y), (x + 14 * np.cos(angle), y - 14 * np.sin(angle)), line=1.8, head=7)
 
     named(ax, 70, 34, "one row of q", shape(head_dim))
-    named(ax, 660, 34, "its pairs", shape(head_dim // 2, 2))
+    named(ax, 660, 34, f"{head_dim // 2} pairs", "of neighbours")
     for i in range(28):
         box(ax, 150 + 13 * i + 4 * (i // 2), 24, 13, 20, ACTIVATION if i // 2 % 2 else pale(ACTIVATION, 0.45))
     write(ax, 582, 32, "...")
