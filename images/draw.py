@@ -362,9 +362,10 @@ def registers(ax):
         arrow(ax, (160, y), (left, y))
         known |= {*writes}
         for column, register in zip(range(count), [*REGISTERS] * count):
+            known_here = register in known and (register != "before" or column < 4)
             fill = REGISTERS[register] if register in writes else pale(REGISTERS[register], 0.65)
-            box(ax, left + width * column, y - 15, width, 30, fill if register in known else PAPER, edge=MASKED)
-            if register in known:
+            box(ax, left + width * column, y - 15, width, 30, fill if known_here else PAPER, edge=MASKED)
+            if known_here:
                 write(ax, left + width * (column + 0.5), y, register, size=9, color=ink(fill))
         write(ax, left + width * count + 16, y, "...")
         write(ax, 612, y, writes[0], align="right")
@@ -379,13 +380,13 @@ def last(ax):
     half, side = count // 2, count * size
     back = np.eye(count, k=-1)
     copies = np.array([[i > half and j == i - half + 1 for j in range(count)] for i in range(count)], float)
-    stream(ax, 16, 704, y, thick=14, text=False)
     write(ax, WIDTH / 2, 346, "one mechanism, three times", size=12, bold=True)
     for x, title, text, *names in (
             (16, "written", f"2 layers of width {dim}, by hand", "layer 0, head 0", "layer 1"),
             (247, "found", "30 layers: SmolLM2-135M", "layer 16, head 0", "layer 18, head 6"),
             (478, "grown", "2 layers of width 64, from noise", "layer 0", "layer 1")):
         box(ax, x, 10, 226, 308, "#F7F7F7", edge=MASKED, zorder=1)
+        stream(ax, x + 10, x + 216, y, thick=14, text=False)
         write(ax, x + 113, 30, title, size=15, bold=True)
         write(ax, x + 113, 56, text)
         for column, looks, name, verb, register in ((x + 57, back, names[0], "one token back", "before"),
@@ -790,7 +791,9 @@ def readme(ax):
         arc(ax, (x + 3, ys[i]), (x + bulge, (ys[i] + ys[j]) / 2), (x + 4, ys[j] - 3), color)
     for x, text, color in ((262, "looks back", REGISTERS["before"]), (346, "remembers", ACCENT),
                            (424, "was told", ACCENT)):
-        write(ax, x, 24, text, bold=True, color=color, size=9)
+        write(ax, x, 26, text, bold=True, color=color, size=9)
+    for x, text in ((301, "layer 0"), (424, "layer 1"), (539, f"layers 2 to {n_layers - 1}")):
+        write(ax, x, 10, text, size=9)
     link(ax, (678, y_last), (716, y_last), color=ACCENT, line=3.5)
     box(ax, 716, 44, 18, 304, WEIGHT)
     write(ax, 725, 196, f"output  {shape_of('output')}", size=9, turn=90)
