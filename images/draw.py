@@ -791,9 +791,9 @@ def readme(ax):
         arc(ax, (x + 3, ys[i]), (x + bulge, (ys[i] + ys[j]) / 2), (x + 4, ys[j] - 3), color)
     for x, text, color in ((262, "looks back", REGISTERS["before"]), (346, "remembers", ACCENT),
                            (424, "was told", ACCENT)):
-        write(ax, x, 26, text, bold=True, color=color, size=9)
+        write(ax, x, 29, text, bold=True, color=color, size=9)
     for x, text in ((301, "layer 0"), (424, "layer 1"), (539, f"layers 2 to {n_layers - 1}")):
-        write(ax, x, 10, text, size=9)
+        write(ax, x, 14, text, size=9)
     link(ax, (678, y_last), (716, y_last), color=ACCENT, line=3.5)
     box(ax, 716, 44, 18, 304, WEIGHT)
     write(ax, 725, 196, f"output  {shape_of('output')}", size=9, turn=90)

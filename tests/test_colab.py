@@ -1,6 +1,7 @@
 """The English notebook alone in an empty folder, on Colab where that can be played: what its first cell fetches."""
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -9,7 +10,8 @@ from importlib.metadata import distribution, distributions
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from cells import ROOT, read, run, source, stderr
+from cells import ROOT, printed, read, run, source, stderr
+from nbformat.v4 import new_code_cell
 from packaging.requirements import Requirement
 
 COLAB_HAS = ["torch", "numpy", "matplotlib", "ipykernel", "psutil", "regex", "requests", "pyyaml", "tqdm"]
@@ -74,8 +76,16 @@ def online():
                                   capture_output=True).returncode
 
 
+def exercises():
+    """The folded answers to the exercises of section 18, as pairs: code, what it shows."""
+    (text,) = [cell.source for cell in read().cells if cell.id == "onward"]
+    return re.findall(r"```python\n(.*?)\n```\n```text\n(.*?)\n```", text, re.S)
+
+
 def test_runs_alone(tmp_path):
     """It runs to its end without a complaint, and has written its two checkpoints and nothing else.
+
+    After its last cell the answers to the exercises show what the page says that they show.
 
     On Colab it has installed its four packages and nothing else, and Colab's torch is the same file. Where Colab, which
     is Linux, cannot be played, this kernel's own packages do.
@@ -87,10 +97,13 @@ def test_runs_alone(tmp_path):
         torch_before = subprocess.run(ask, capture_output=True, check=True).stdout
         notebook.metadata.kernelspec.name = "colab"
     (tmp_path / "content").mkdir()
+    answers = [new_code_cell(code) for code, _ in exercises()]
+    notebook.cells += answers
     run(notebook, tmp_path / "content", JUPYTER_PATH=tmp_path / "colab", LLAMA3_CHECKPOINT=None, LLAMA3_DEVICE="cpu",
         TQDM_DISABLE=1)
     assert sorted(path.name for path in (tmp_path / "content").iterdir()) == ["SmolLM2-135M", "stand-in-2layers"]
     assert stderr(notebook) == ""
+    assert len(answers) == 5 and [printed(cell) for cell in answers] == [shown for _, shown in exercises()]
     if on_colab:
         installed = {pin.lower().replace("_", "-") for pin in own_versions(own) - before}
         assert installed == pins(install_cell().source)
