@@ -86,7 +86,8 @@ def test_saved_outputs_hold_on_arm(arm, processor, tmp_path):
     cells = [cell for cell in compared(first_part(read())).cells if cell.cell_type == "code"]
     if not os.environ.get("LLAMA3_ALL"):
         cells = cells[:[cell.id for cell in cells].index("told") + 1]
-    run = subprocess.run([QEMU, "-L", root, "-cpu", processor, program, "-c", RUN], input=json.dumps([source(cell) for cell in cells]),
+    codes = json.dumps([source(cell) for cell in cells])
+    run = subprocess.run([QEMU, "-L", root, "-cpu", processor, program, "-c", RUN], input=codes,
                          cwd=tmp_path, capture_output=True, encoding="utf-8", env=os.environ | {
                              "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1",
                              "LLAMA3_CHECKPOINT": "stand-in-2layers", "LLAMA3_DEVICE": "cpu",
