@@ -12,6 +12,14 @@ english, chinese = read(ENGLISH).cells, read(CHINESE).cells
 pairs = [(there, here) for there, here in zip(english, chinese) if here.cell_type == "markdown"]
 prose = pytest.mark.parametrize("there, here", pairs, ids=[here.id for _, here in pairs])
 HAN = r"[\u3400-\u9fff]"
+TERMS = {
+    "词元": "token", "分词器": "tokenizer", "词表": "vocabulary", "嵌入": "embedding", "检查点": "checkpoint",
+    "权重": "weight", "张量": "tensor", "形状": "shape", "归一化": "normalization", "残差连接": "residual connection",
+    "前馈网络": "feed-forward network", "注意力头": "attention head", "自注意力": "self-attention", "得分": "score",
+    "多头注意力": "multi-head attention", "分组查询注意力": "grouped-query attention", "因果掩码": "causal mask",
+    "旋转位置编码": "rotary position embedding", "概率": "probability", "自回归": "autoregressive", "采样": "sampling",
+    "温度": "temperature", "贪心": "greedy", "KV缓存": "KV cache", "损失": "loss", "消融": "ablation", "频率": "frequency",
+    "点积": "dot product", "归纳头": "induction head", "注意力汇": "attention sink", "上下文": "context", "维度": "dimension"}
 
 
 def plain(text):
@@ -56,8 +64,9 @@ def held_to_typography(text):
     text = plain(re.sub(r"(?m)^(#+|\d\.|[-*|]|\s)+", "", text))
     assert not re.search(rf"{HAN} +[A-Za-z0-9]|[A-Za-z0-9] +{HAN}", text), "space between Chinese and Latin"
     assert not re.search(rf"{HAN}[,.:;!?()]|[,;!?(]{HAN}", text), "half-width punctuation"
-    for wrong in ("您", "令牌", "标记化", "一次性", "但只", "残差连接流", "检查站", "键值缓存", "分组注意力"):
+    for wrong in ("您", "令牌", "标记化", "一次性", "但只", "残差连接流", "检查站", "键值缓存", "分组注意力", "头发问"):
         assert wrong not in text, wrong
+    assert not re.search(rf"(?<![*\\])\*(?![* ])[^*\n]*{HAN}[^*\n]*\*(?!\*)", text), "Han in italics"
 
 
 @prose
@@ -66,11 +75,31 @@ def test_chinese_typography(there, here):
     held_to_typography(here.source)
 
 
+@prose
+def test_renders(there, here):
+    """Bold and code are closed where CommonMark closes them: `**甲（乙）**丙` is not bold."""
+    text = re.sub(r"(?s)```.*?```", "", here.source)
+    assert all(line.count("`") % 2 == 0 for line in text.splitlines()), "a code span over two lines, or none"
+    spans = re.findall(r"`([^`\n]+)`", text)
+    assert not [span for span in spans if span.strip() and span[0] == span[-1] == " "], "its spaces are stripped"
+    for paragraph in re.sub(r"`[^`\n]+`", "x", text).split("\n"):
+        parts = paragraph.split("**")
+        assert len(parts) % 2, paragraph
+        for before, bold, behind in zip(parts[::2], parts[1::2], parts[2::2]):
+            assert not (re.search(r"[^\w\s]$", bold) and re.match(r"\w", behind)), f"**{bold}** is not closed"
+            assert not (re.match(r"[^\w\s]", bold) and re.search(r"\w$", before)), f"**{bold}** is not opened"
+
+
+@pytest.mark.parametrize("term, original", TERMS.items())
+def test_introduced(term, original):
+    """The English stands behind the Chinese in one of the first two cells that mention the term."""
+    mention = [plain(here.source) for _, here in pairs if term in plain(here.source)]
+    assert re.search(rf"{term}\**（[^）]*{original}", "\n".join(mention[:2]), re.IGNORECASE), mention[:2]
+
+
 def test_chinese_typography_of_the_readme():
     """README_zh.md is held to it, and has bold where English has italics."""
-    text = (CHINESE.parent / "README_zh.md").read_text(encoding="utf-8")
-    held_to_typography(text)
-    assert not re.search(rf"(?<![*\\])\*(?![* ])[^*\n]*{HAN}[^*\n]*\*(?!\*)", plain(text)), "italics"
+    held_to_typography((CHINESE.parent / "README_zh.md").read_text(encoding="utf-8"))
 
 
 def test_linked():
