@@ -33,7 +33,8 @@ EXAMPLES = {
     "map": {0, LAST_LAYER, 42}, "tokens": IDS, "embedding": IDS, "rope": {*POSITIONS, draw.head_dim // 2 - 1},
     "unwrap": {0, draw.n_heads - 1}, "scores": {1, 2}, "mask": {0}, "values": {0, 3, draw.seq - 4},
     "gqa": {*range(draw.n_heads)}, "layers": {0, LAST_LAYER}, "logits": {42, 2983},
-    "readme": {0, 1, LAST_LAYER, 42, 2983}, "rmsnorm": {4}, "wo": set(), "kv_cache": {1, 2, 3, draw.seq + 1, draw.seq + 2}, "swiglu": set(),
+    "readme": {0, 1, LAST_LAYER, 42, 2983}, "rmsnorm": {4}, "wo": set(),
+    "kv_cache": {1, 2, 3, draw.seq + 1, draw.seq + 2}, "swiglu": set(),
     "thread": {0, 1, 7, 42}, "registers": {*range(8), 42}, "last": {0, 1, 6, 16, 18, 30, 64, 135},
 }
 

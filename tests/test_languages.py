@@ -17,9 +17,10 @@ TERMS = {
     "权重": "weight", "张量": "tensor", "形状": "shape", "归一化": "normalization", "残差连接": "residual connection",
     "前馈网络": "feed-forward network", "注意力头": "attention head", "自注意力": "self-attention", "得分": "score",
     "多头注意力": "multi-head attention", "分组查询注意力": "grouped-query attention", "因果掩码": "causal mask",
-    "旋转位置编码": "rotary position embedding", "概率": "probability", "自回归": "autoregressive", "采样": "sampling",
-    "温度": "temperature", "贪心": "greedy", "KV缓存": "KV cache", "损失": "loss", "消融": "ablation", "频率": "frequency",
-    "点积": "dot product", "归纳头": "induction head", "注意力汇": "attention sink", "上下文": "context", "维度": "dimension"}
+    "旋转位置编码": "rotary position embedding", "概率": "probability", "自回归": "autoregressive",
+    "采样": "sampling", "温度": "temperature", "贪心": "greedy", "KV缓存": "KV cache", "损失": "loss",
+    "消融": "ablation", "频率": "frequency", "点积": "dot product", "归纳头": "induction head",
+    "注意力汇": "attention sink", "上下文": "context", "维度": "dimension"}
 
 
 def plain(text):
