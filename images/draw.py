@@ -380,7 +380,7 @@ def last(ax):
     half, side = count // 2, count * size
     back = np.eye(count, k=-1)
     copies = np.array([[i > half and j == i - half + 1 for j in range(count)] for i in range(count)], float)
-    write(ax, WIDTH / 2, 346, "one mechanism, three times", size=12, bold=True)
+    write(ax, WIDTH / 2, 346, "one mechanism, three times (a sketch)", size=12, bold=True)
     for x, title, text, *names in (
             (16, "written", f"2 layers of width {dim}, by hand", "layer 0, head 0", "layer 1"),
             (247, "found", "30 layers: SmolLM2-135M", "layer 16, head 0", "layer 18, head 6"),
