@@ -74,11 +74,11 @@ def say(llama, text):
 
 @CASES
 def test_it_remembers(config, seed):
-    """`42`, id 2983, with probability 0.8 or more (0.4 when narrow), with 2 layers and after layer 0."""
+    """`42`, id 2983, with probability 0.8 or more (0.7 when narrow), with 2 layers and after layer 0."""
     llama = written(config, seed)
     for model in (llama, first_layers(llama, 1)):
         token, probability = say(model, QUESTION)
-        assert token == 2983 and probability > (0.8 if config is TRUE else 0.4)
+        assert token == 2983 and probability > (0.8 if config is TRUE else 0.7)
 
 
 @CASES
@@ -197,7 +197,7 @@ HASHES = {
     "layers.0.feed_forward.w2.weight": "824c8922fc71",
     "layers.0.feed_forward.w3.weight": "56d3781b3d0f",
     "layers.1.attention_norm.weight": "a7d5bb92fed8",
-    "layers.1.attention.wq.weight": "e8cef627af51",
+    "layers.1.attention.wq.weight": "e70ae7afd44e",
     "layers.1.attention.wk.weight": "6c26b58d5423",
     "layers.1.attention.wv.weight": "a0d598b6f397",
     "layers.1.attention.wo.weight": "a07248239462",
@@ -205,7 +205,7 @@ HASHES = {
     "layers.1.feed_forward.w1.weight": "194fe0e94947",
     "layers.1.feed_forward.w2.weight": "824c8922fc71",
     "layers.1.feed_forward.w3.weight": "56d3781b3d0f",
-    "norm.weight": "06f2be5a5283",
+    "norm.weight": "4b542f90fa1b",
     "output.weight": "8d422806d5a9",
 }
 
