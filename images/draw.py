@@ -522,25 +522,25 @@ QUERY, KEY = "q_rotated", "k_rotated"
 @picture("scores", 420, QUERY, shape(seq, head_dim), KEY, "scores", shape(seq, seq))
 def scores(ax):
     """Queries down the side, keys along the top; each cell is one query times one key, highest one token back."""
-    shown, (i, j) = [0, 1, 2, 3, 4, seq - 1], (2, 1)
+    shown, gap, (i, j) = [0, 1, 2, 3, seq - 2, seq - 1], 4, (2, 1)
     left, top, size = 256, 190, 34
     values = np.array([[np.cos((query - 1 - key) * freqs[:12]).mean() for key in shown] for query in shown])
     values = (values - values.min()) / np.ptp(values)
     named(ax, 166, 152, QUERY, shape(seq, head_dim))
     named(ax, 200, 40, KEY + ".T", shape(head_dim, seq))
     for row, number in enumerate(shown):
-        at = row * size + (14 if number == seq - 1 else 0)
+        at = row * size + (14 if row >= gap else 0)
         for hit, x, y, width, height in ((row == i, 90, top + at + 4, 152, size - 8),
                                          (row == j, left + at + 4, 24, size - 8, 152)):
             fill = ACCENT if hit else ACTIVATION
             box(ax, x, y, width, height, fill)
             token(ax, x + width / 2, y + height / 2, PIECES[number], color=ink(fill), upright=height > width)
         for column in range(len(shown)):
-            x = left + column * size + (14 if column == len(shown) - 1 else 0)
+            x = left + column * size + (14 if column >= gap else 0)
             box(ax, x, top + at, size, size, BLUES(values[row, column]), edge=MASKED)
     box(ax, left + j * size, top + i * size, size, size, "none", edge=ACCENT, line=3.5, zorder=4)
-    dots(ax, 166, top + 5 * size + 7, 0, 4, radius=1.2)
-    dots(ax, left + 5 * size + 7, 100, 4, 0, radius=1.2)
+    dots(ax, 166, top + gap * size + 7, 0, 4, radius=1.2)
+    dots(ax, left + gap * size + 7, 100, 4, 0, radius=1.2)
     named(ax, 496, top + 16, "scores", shape(seq, seq), align="left")
     named(ax, 496, top + (i + 0.5) * size, f"scores[{i}, {j}] =", f"{QUERY}[{i}] . {KEY}[{j}]", f"/ sqrt({head_dim})",
           color=ACCENT, align="left")
@@ -683,7 +683,7 @@ def swiglu(ax):
     box(ax, 600, 300, 40, 12, ACTIVATION)
     named(ax, 588, 306, "(gate * up) @ w2.T", shape(seq, dim), align="right")
     stream(ax, 22, 706, y)
-    write(ax, 638, y, "h", color=PAPER, bold=True, align="left")
+    write(ax, 638, y, "out", color=PAPER, bold=True, align="left")
     arrow(ax, (620, 312), (620, y - 12))
     operator(ax, 620, y, "+", color=STREAM, radius=12)
 

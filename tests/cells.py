@@ -18,7 +18,7 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).parents[1]
 ENGLISH, CHINESE = ROOT / "llama3_from_scratch.ipynb", ROOT / "llama3_from_scratch_zh.ipynb"
 CONSTANTS = {"blue", "grey", "device", "llama3_8b", "defaults", "again", "pattern",
-             "reserved", "special", "prose", "small"}
+             "reserved", "special", "packaged", "prose", "small"}
 
 
 def read(path=ENGLISH):

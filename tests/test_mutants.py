@@ -275,7 +275,7 @@ FAULTS = [
     ("chat: turn not ended", "chat-prompt", ' + marked("<|eot_id|>")', ""),
     ("loss: not shifted", "loss-function", "tokens[2:]", "tokens[1:-1]"),
     ("variants: one changes nothing", "variants", '"F.relu("', '"F.silu("'),
-    ("found: nothing taken away", "without", "= False", "= True"),
+    ("found: nothing taken away", "without", "] = 0\"", "] *= 1\""),
     ("chat: the second turn forgets the end token", "two-turns", '"<|eot_id|>\\n"', '"\\n"'),
     ("grown: the first half is learned too", "repeat-loss", "[:, n + 1:-1]", "[:, 1:n]"),
     ("grown: one layer for two", "train-both", "grow(2)", "grow(1)"),
