@@ -142,6 +142,7 @@ FAULTS = [
     ("walk: gate not bent", "neurons", "F.silu(", "("),
     ("walk: w1 and w3 swapped", "neurons", "F.silu(gate_scores) * up", "F.silu(up) * gate_scores"),
     ("walk: gate added", "neurons", "(gate_scores) * up", "(gate_scores) + up"),
+    ("walk: neuron 42 read against another register", "waits", "row[register::4]", "row[::4]"),
     ("walk: output from the normalized tensor", "down", "out = h +", "out = x_ffn +"),
     ("walk: no residual around the feed-forward", "down", "out = h +", "out ="),
 
@@ -277,6 +278,7 @@ FAULTS = [
     ("variants: one changes nothing", "variants", '"F.relu("', '"F.silu("'),
     ("found: nothing taken away", "without", "] = 0\"", "] *= 1\""),
     ("chat: the second turn forgets the end token", "two-turns", '"<|eot_id|>\\n"', '"\\n"'),
+    ("grown: a copying head for one that looks back", "grown-heads", "one_back(looks)", "copying(looks, 20)"),
     ("grown: the first half is learned too", "repeat-loss", "[:, n + 1:-1]", "[:, 1:n]"),
     ("grown: one layer for two", "train-both", "grow(2)", "grow(1)"),
 ]
