@@ -723,7 +723,7 @@ def logits(ax):
     box(ax, 210, top, 80, tall, WEIGHT)
     arrow(ax, (126, 254.5), (210, 254.5), color=ACCENT, line=2)
     named(ax, 392, 36, "logits", shape(vocab_size))
-    values = rng.random(64) * 0.8
+    values = rng.random(64) * 0.6
     values[hit] = 1
     cells(ax, 380, top, values[:, None], 24, tall / 64)
     arrow(ax, (290, top + tall / 2), (380, top + tall / 2))
@@ -731,7 +731,7 @@ def logits(ax):
     arrow(ax, (404, top + tall / 2), (486, top + tall / 2))
     write(ax, 445, top + tall / 2 - 14, "softmax")
     link(ax, (486, top), (486, top + tall), line=1.2)
-    lengths = 120 * softmax(values[None] * 9)[0] ** 0.5
+    lengths = 84 * softmax(values[None] * 16)[0] + 1
     for i, length in enumerate(lengths):
         box(ax, 486, top + (i + 0.1) * tall / 64, length, tall / 64 * 0.8, ACCENT if i == hit else ACTIVATION,
             edge="none")
