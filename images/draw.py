@@ -382,9 +382,9 @@ def last(ax):
     copies = np.array([[i > half and j == i - half + 1 for j in range(count)] for i in range(count)], float)
     write(ax, WIDTH / 2, 346, "one mechanism, three times (a sketch)", size=12, bold=True)
     for x, title, text, *names in (
-            (16, "written", f"2 layers of width {dim}, by hand", "layer 0, head 0", "layer 1"),
+            (16, "written", "2 layers, by hand", "layer 0, head 0", "layer 1"),
             (247, "found", "30 layers: SmolLM2-135M", "layer 16, head 0", "layer 18, head 6"),
-            (478, "grown", "2 layers of width 64, from noise", "layer 0", "layer 1")):
+            (478, "grown", "2 layers, from noise", "layer 0", "layer 1")):
         box(ax, x, 10, 226, 308, "#F7F7F7", edge=MASKED, zorder=1)
         stream(ax, x + 10, x + 216, y, thick=14, text=False)
         write(ax, x + 113, 30, title, size=15, bold=True)
