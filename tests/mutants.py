@@ -21,7 +21,7 @@ IN_STRINGS = {"wq": "wk", "wk": "wv", "wv": "wk", "wo": "wq", "w1": "w3", "w2": 
               "ffn_norm": "attention_norm", "tok_embeddings": "output", "output": "tok_embeddings"}
 # the cell of imports and the one that only draws; lines that draw, or that say what is wrong with a file
 LEFT_OUT = {"setup", "plane"}
-DRAWS = re.compile(r"\b(plt|ax|axes|all_axes|figure|title|labels?|heatmaps|bars|need)\b")
+DRAWS = re.compile(r"\b(plt|ax|axes|all_axes|figure|title|labels?|heatmaps|stripes|marks|bars|need)\b")
 # what these give is what they got, on the CPU and for a contiguous tensor; without those nothing could run
 NO_CHANGE, NEEDED = {"cpu", "detach", "contiguous"}, {"print", "range", "zip", "enumerate"}
 MODULES = {"torch", "math", "F", "os", "json", "regex", "tiktoken", "base64", "inspect"}
