@@ -49,11 +49,12 @@ def run_from_nothing(notebook):
 
 
 def keep_measurements(notebook, saved):
-    """Give cells tagged `nbval-ignore-output` in `notebook` the outputs that `saved` has for the same id and source."""
-    known = {(cell.id, cell.source): cell.outputs for cell in saved.cells if cell.get("outputs")}
+    """Give cells tagged `nbval-ignore-output` in `notebook` the outputs that `saved` measured with the same source."""
+    known = {cell.id: cell.outputs for cell in saved.cells if cell.metadata.get("measured") == fingerprint(cell.source)}
     for cell in notebook.cells:
         if IGNORED in cell.metadata.get("tags", []):
-            cell.outputs = known.get((cell.id, cell.source), cell.outputs)
+            cell.outputs = known.get(cell.id, cell.outputs)
+            cell.metadata["measured"] = fingerprint(cell.source)
             for output in cell.outputs:
                 if "execution_count" in output:
                     output.execution_count = cell.execution_count
@@ -130,8 +131,7 @@ def main():
     if not options.translated:
         saved = read(ENGLISH)
         run_from_nothing(english)
-        if not options.measure:
-            keep_measurements(english, saved)
+        keep_measurements(english, english if options.measure else saved)
         write(english, ENGLISH)
         renew_readmes(english)
     chinese = carry_over(english, read(CHINESE) if CHINESE.exists() else english)
