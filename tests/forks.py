@@ -1,9 +1,9 @@
 """Runs a notebook in one process, and in forks of it with a fault each.
 
-From the first cell to the last the notebook runs as it is. At each cell that a fault stands in the process forks: the
-child goes on with the faulty cell, until what a cell shows is not what is saved. nbval collects the cells and compares;
-only its kernel is replaced, by a shell inside the process that forks, so that what lies before a fault is run once for
-all.
+From the first cell to the last that has a fault the notebook runs as it is. At each cell that a fault stands in the
+process forks: the child goes on with the faulty cell, until what a cell shows is not what is saved. nbval collects the
+cells and compares; only its kernel is replaced, by a shell inside the process that forks, so that what lies before a
+fault is run once for all.
 """
 import json
 import os
@@ -34,9 +34,10 @@ class Forks:
         self.faults, self.running = faults, {}
 
     def pytest_runtestloop(self, session):
-        """Run every cell, and fork at the faults; the unchanged cells must show what is saved."""
+        """Run the cells up to the last fault, and fork at each; the unchanged cells must show what is saved."""
         self.shell = InteractiveShell.instance(config=Config(HistoryManager={"enabled": False}))
-        for i, item in enumerate(session.items):
+        last = max(i for i, item in enumerate(session.items) if item.cell.id in {cell for _, cell, _ in self.faults})
+        for i, item in enumerate(session.items[:last + 1]):
             for name, cell, source in self.faults:
                 if cell != item.cell.id:
                     continue

@@ -336,8 +336,7 @@ def good(tmp_path_factory):
     return folder
 
 
-PROMPTS = ["<|eot_id|>", "", "a", "one two three four", "word " * 300,
-           "生命、宇宙以及一切的终极答案是", "🦙 llamas 🦙🏽"]
+PROMPTS = ["<|eot_id|> 生命、宇宙以及一切的终极答案是 🦙 llamas 🦙🏽", "", "a", "one two three four", "word " * 300]
 
 
 def test_prompts(good, tmp_path):
