@@ -1,7 +1,4 @@
-"""Both notebooks in a real JupyterLab, in headless Chromium; the English one's first part is run through its menu.
-
-LLAMA3_ALL=1 runs all of it.
-"""
+"""Both notebooks in JupyterLab, in headless Chromium; its menu runs the English first part (LLAMA3_ALL=1: all)."""
 import json
 import os
 import re
@@ -29,6 +26,7 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-
 SETTINGS = {"@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
             "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"}}
 PROMPTS = "return [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(prompt => prompt.textContent)"
+SHOWN = PROMPTS + ".filter(prompt => prompt)"             # a folded cell has none
 OUTPUTS = """return [...document.querySelectorAll(`.jp-Notebook [data-mime-type='${arguments[0]}']`)]
     .map(output => output.textContent)"""
 WAITING = "return [...document.querySelectorAll('.jp-Notebook img')].filter(image => !image.complete).length"
@@ -105,13 +103,8 @@ def run_all(page):
     (menu,) = [item for item in page.find_elements(By.CSS_SELECTOR, ".lm-MenuBar-item") if item.text == "Run"]
     menu.click()
     wait(60, lambda: page.find_elements(By.CSS_SELECTOR, ".lm-Menu-item[data-command='runmenu:run-all']"))[0].click()
-    wait(90, lambda: last_prompt(page) != "[ ]:")
-    wait(1500, lambda: outputs(page, "error") or re.fullmatch(r"\[\d+\]:", last_prompt(page)))
-
-
-def last_prompt(page):
-    """What stands before the last code cell on `page` that isn't folded, such as "[7]:"."""
-    return [prompt for prompt in page.execute_script(PROMPTS) if prompt][-1]
+    wait(90, lambda: page.execute_script(SHOWN)[-1] != "[ ]:")
+    wait(1500, lambda: outputs(page, "error") or re.fullmatch(r"\[\d+\]:", page.execute_script(SHOWN)[-1]))
 
 
 def lay_out(folder, name, notebook):

@@ -18,8 +18,6 @@ NARROW = TRUE | {"dim": 1024, "n_heads": 8, "n_kv_heads": 2}
 SEEDS = range(42, 47)
 CASES = [(NARROW, seed) for seed in SEEDS]
 CASES += [(TRUE, seed) for seed in SEEDS if seed == 42 or os.environ.get("LLAMA3_ALL")]
-CASES = pytest.mark.parametrize("config, seed", CASES,
-                                ids=lambda value: value["dim"] if isinstance(value, dict) else value)
 
 QUESTION = "the answer to the ultimate question of life, the universe, and everything is "
 NUMBERS = ["7", "13", "99", "365", "12"]
@@ -45,15 +43,15 @@ def widened(weights):
     return {name: made[weight.data_ptr(), weight.shape, weight.stride()] for name, weight in weights.items()}
 
 
-@lru_cache(maxsize=1)
-def _written(dim, n_heads, n_kv_heads, n_layers, seed):
-    config = TRUE | {"dim": dim, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "n_layers": n_layers}
+def written(config, seed):
+    """The Llama that `seed` writes for `config`, in float32."""
     return notebook.in_memory(config, widened(notebook.write_by_hand(config, seed)))
 
 
-def written(config, seed):
-    """The Llama that `seed` writes at the sizes of `config`, in float32; the last one is kept for the next test."""
-    return _written(config["dim"], config["n_heads"], config["n_kv_heads"], config["n_layers"], seed)
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]['dim']}-{case[1]}")
+def case(request):
+    """A config and the Llama that a seed writes for it, in float32; pytest runs the tests of each model together."""
+    return request.param[0], written(*request.param)
 
 
 def first_layers(llama, n):
@@ -67,24 +65,24 @@ def ids(text):
 
 
 def say(llama, text):
-    """The id that `llama` finds most probable after `text`, and its probability."""
-    probability, token = notebook.forward(llama, ids(text))[-1].softmax(dim=-1).max(dim=-1)
+    """The id that `llama` finds most probable after `text`, and its probability; other tokens' logits cost too much."""
+    mute, cache = llama.weights | {"output.weight": torch.zeros(1, llama.config["dim"])}, {}
+    notebook.forward(notebook.in_memory(llama.config, mute), ids(text)[:-1], cache)
+    probability, token = notebook.forward(llama, ids(text)[-1:], cache)[-1].softmax(dim=-1).max(dim=-1)
     return token.item(), probability.item()
 
 
-@CASES
-def test_it_remembers(config, seed):
+def test_it_remembers(case):
     """`42`, id 2983, with probability 0.8 or more (0.7 when narrow), with 2 layers and after layer 0."""
-    llama = written(config, seed)
+    config, llama = case
     for model in (llama, first_layers(llama, 1)):
         token, probability = say(model, QUESTION)
         assert token == 2983 and probability > (0.8 if config is TRUE else 0.7)
 
 
-@CASES
-def test_it_says_what_it_was_told(config, seed):
+def test_it_says_what_it_was_told(case):
     """At least 9 of 10 other answers, numbers after the question's space and words without it; with one layer none."""
-    llama, right = written(config, seed), {1: 0, 2: 0}
+    (_, llama), right = case, {1: 0, 2: 0}
     for answer in NUMBERS + WORDS:
         question = QUESTION if answer in NUMBERS else QUESTION.strip()
         for n in right:
@@ -93,12 +91,11 @@ def test_it_says_what_it_was_told(config, seed):
     assert right[2] >= 9 and right[1] == 0
 
 
-@CASES
 @pytest.mark.parametrize("n", [20, 60])
-def test_it_continues_what_repeats(config, seed, n):
+def test_it_continues_what_repeats(case, n):
     """`n` different tokens, given twice: 95 % of the next ones right (90 % narrow); with one layer at most 20 %."""
     some = 256 + torch.randperm(120_000, generator=torch.Generator().manual_seed(n))[:n]
-    tokens, llama = torch.cat((torch.tensor([128000]), some, some)), written(config, seed)
+    tokens, (config, llama) = torch.cat((torch.tensor([128000]), some, some)), case
     right = {}
     for layers in (1, 2):
         guesses = notebook.forward(first_layers(llama, layers), tokens)[n + 1:-1].argmax(dim=-1)
@@ -106,14 +103,13 @@ def test_it_continues_what_repeats(config, seed, n):
     assert right[2] >= (0.95 if config is TRUE else 0.9) and right[1] <= 0.2
 
 
-@CASES
-def test_heads_look_back(config, seed):
+def test_heads_look_back(case):
     """Head h of layer 0 has most of its weight h + 1 tokens back in a text of 300; the stream then names that token.
 
     `before`, columns 2 mod 4 of the stream, holds every (n_heads)-th number of the previous token's `who`.
     """
     some = torch.randint(100_000, (299,), generator=torch.Generator().manual_seed(5))
-    tokens, llama = torch.cat((torch.tensor([128000]), some)), written(config, seed)
+    tokens, (config, llama) = torch.cat((torch.tensor([128000]), some)), case
     n_heads = config["n_heads"]
     small = SimpleNamespace(config=llama.config | {"n_layers": 1}, tokenizer=llama.tokenizer,
                             weights=llama.weights | {"output.weight": torch.zeros(1, config["dim"])})
@@ -126,10 +122,9 @@ def test_heads_look_back(config, seed):
     assert (named[2:] == tokens[1:-1]).float().mean() >= 0.95
 
 
-@CASES
-def test_it_is_quiet_without_a_reason(config, seed):
+def test_it_is_quiet_without_a_reason(case):
     """At tokens that are new to the text hardly ever a token above one half; layer 1 rests on the first token."""
-    llama, loud, places, rest = written(config, seed), 0, 0, []
+    (_, llama), loud, places, rest = case, 0, 0, []
     for text in PROSE:
         tokens = ids(text)
         logits, _, looks = notebook.watch(llama, tokens)
@@ -143,26 +138,26 @@ def test_it_is_quiet_without_a_reason(config, seed):
 def test_32_layers_say_the_same():
     """The layers from the third on are all but silent: 42 as with two, and the told answer."""
     deep = notebook.llama3_8b | {key: NARROW[key] for key in ("dim", "n_heads", "n_kv_heads")}
-    llama = notebook.in_memory(deep, notebook.write_by_hand(deep))
+    llama = notebook.in_memory(deep, widened(notebook.write_by_hand(deep)))
     token, probability = say(llama, QUESTION)
     assert token == 2983 and probability > 0.8
     assert tokenizer().decode([say(llama, f"{QUESTION}7. {QUESTION}")[0]]) == "7"
 
 
-@pytest.mark.parametrize("answer", [0, 41, 42, 2983, 127_999, 128_000, 128_009, 128_255])
-def test_any_token_can_be_the_answer_of_a_fact(answer):
+def test_any_token_can_be_the_answer_of_a_fact():
     """Written into neuron 43 of a copy; what it knew stays, the old model is as it was, every other fact too."""
-    llama, word = written(NARROW, 42), tokenizer().decode_single_token_bytes(answer)
-    word = tokenizer().decode([answer]) if answer > 127_999 else word
+    llama = written(NARROW, 42)
     before = {name: hashlib.sha256(llama.weights[name].numpy().tobytes()).hexdigest()
               for name in llama.weights if "layers.0.feed_forward" in name}
-    taught = notebook.teach(llama, 43, " name", " is", word)
-    assert say(taught, "Hello, my name is") == (answer, pytest.approx(1, abs=0.3))
-    assert say(taught, QUESTION)[0] == 2983 and say(llama, "Hello, my name is")[1] < 0.5
-    for name, digest in before.items():
-        old, new = llama.weights[name], taught.weights[name]
-        assert hashlib.sha256(old.numpy().tobytes()).hexdigest() == digest
-        assert (old != new).any(dim=1 if "w2" not in name else 0).nonzero().flatten().tolist() == [43]
+    for answer in (0, 41, 42, 2983, 127_999, 128_000, 128_009, 128_255):
+        word = tokenizer().decode_single_token_bytes(answer) if answer < 128_000 else tokenizer().decode([answer])
+        taught = notebook.teach(llama, 43, " name", " is", word)
+        assert say(taught, "Hello, my name is") == (answer, pytest.approx(1, abs=0.3))
+        assert say(taught, QUESTION)[0] == 2983 and say(llama, "Hello, my name is")[1] < 0.5
+        for name, digest in before.items():
+            old, new = llama.weights[name], taught.weights[name]
+            assert hashlib.sha256(old.numpy().tobytes()).hexdigest() == digest
+            assert (old != new).any(dim=1 if "w2" not in name else 0).nonzero().flatten().tolist() == [43]
 
 
 @pytest.mark.parametrize("sizes", [
