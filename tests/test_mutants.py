@@ -2,8 +2,8 @@
 
 FAULTS are chosen; `mutants` makes many more from the cells' syntax trees. Every run has 60 of the latter, of cells
 before `forward`, and runs the first part: nine in ten are seen. LLAMA3_FAULTS=1 adds 60 chosen and the second part.
-LLAMA3_ALL=1 has all of the chosen ones, and 300 of the many, of which 95 % are seen; that may take an hour. The samples
-are drawn by a hash of their names, so that an edited cell changes its own part of them and no other.
+LLAMA3_ALL=1 has all of the chosen, and 300 of the many, of which 95 % are seen, in up to an hour. Samples are drawn by
+a hash of names, so that an edited cell changes only its own part.
 """
 import hashlib
 import json

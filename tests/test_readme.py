@@ -37,7 +37,7 @@ def headings(text):
 def section(notebook, anchor):
     """The cells of `notebook` from the heading that `anchor` links to up to the next section's."""
     starts = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "markdown"
-              and re.match(r"## ", cell.source)] + [len(notebook.cells)]
+              and re.search(r"(?m)^## ", cell.source)] + [len(notebook.cells)]
     for start, end in zip(starts, starts[1:]):
         if anchor in headings(notebook.cells[start].source)[1]:
             return notebook.cells[start:end]
