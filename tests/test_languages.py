@@ -9,11 +9,10 @@ from cells import CHINESE, ENGLISH, read
 from save_notebooks import fingerprint
 
 english, chinese = read(ENGLISH).cells, read(CHINESE).cells
-told = [cell for cell in chinese if cell.cell_type == "markdown"]
-for above, below in zip(told, told[1:]):            # a caption of the output between two texts goes with the first
+pairs = [(there, here) for there, here in zip(english, chinese) if here.cell_type == "markdown"]
+for (_, above), (_, below) in zip(pairs, pairs[1:]):  # a caption of the output between two texts goes with the first
     caption, below.source = re.fullmatch(r"((?:>[^\n]*\n)*)(.*)", below.source, re.DOTALL).groups()
     above.source = f"{above.source}\n\n{caption}"
-pairs = [(there, here) for there, here in zip(english, chinese) if here.cell_type == "markdown"]
 prose = pytest.mark.parametrize("there, here", pairs, ids=[here.id for _, here in pairs])
 HAN = r"[\u3400-\u9fff]"
 TERMS = {

@@ -15,9 +15,8 @@ from cells import functions
 notebook = functions()
 TRUE = notebook.llama3_8b | {"n_layers": 2}
 NARROW = TRUE | {"dim": 1024, "n_heads": 8, "n_kv_heads": 2}
-SEEDS = range(42, 47)
-CASES = [(NARROW, seed) for seed in SEEDS]
-CASES += [(TRUE, seed) for seed in SEEDS if seed == 42 or os.environ.get("LLAMA3_ALL")]
+CASES = [(config, seed) for config in (NARROW, TRUE) for seed in range(42, 47)
+         if config is NARROW or seed == 42 or os.environ.get("LLAMA3_ALL")]
 
 QUESTION = "the answer to the ultimate question of life, the universe, and everything is "
 NUMBERS = ["7", "13", "99", "365", "12"]
