@@ -1,0 +1,34 @@
+"""What the tests ask of the machine that they run on: its memory, its links, and a disk that is full."""
+import re
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+def anonymous_memory():
+    """Bytes of this process that no file backs; skips the test where the system does not count them (Linux does)."""
+    status = Path("/proc/self/status")
+    found = re.search(r"RssAnon:\s+(\d+)", status.read_text(encoding="utf-8") if status.exists() else "")
+    return 1024 * int(found[1]) if found else pytest.skip("this system does not say how much memory no file backs")
+
+
+@contextmanager
+def room(size):
+    """No file of this process and its children can grow beyond `size` bytes for a while, as on a full disk."""
+    resource = pytest.importorskip("resource", reason="this system cannot limit the size of files")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def link(place, folder):
+    """Make `place` a link to `folder`, or a copy where this system has no links or keeps them from its users."""
+    try:
+        place.symlink_to(folder, target_is_directory=True)
+    except (OSError, NotImplementedError):
+        shutil.copytree(folder, place)

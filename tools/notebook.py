@@ -1,0 +1,134 @@
+"""The two notebooks as Python sees them: their cells, the functions of the English one, and runs of it."""
+import ast
+import base64
+import builtins
+import linecache
+import os
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+from IPython.core.inputtransformer2 import TransformerManager
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parents[1]
+ENGLISH, CHINESE = ROOT / "llama3_from_scratch.ipynb", ROOT / "llama3_from_scratch_zh.ipynb"
+# constants, beside those in capitals, that the page computes; all others are written down
+COMPUTED = {"device", "packaged", "reserved", "places", "registers"}
+
+
+def read(path=ENGLISH):
+    """The notebook at `path`, in nbformat 4."""
+    return nbformat.read(str(path), as_version=4)
+
+
+def source(cell):
+    """The text of a code `cell` as plain Python: IPython's `%` lines become calls."""
+    return TransformerManager().transform_cell(cell.source)
+
+
+@cache
+def functions():
+    """A namespace with every function of the English page, its imports and its constants, and none of its arithmetic.
+
+    The functions find one another, and `inspect.getsource` finds them, as in the running notebook.
+    """
+    os.environ.setdefault("LLAMA3_DEVICE", "cpu")
+    names = {"__name__": "notebook_functions"}
+    for cell in read().cells:
+        if cell.cell_type != "code":
+            continue
+        text, name = source(cell), f"<cell {cell.id}>"
+        linecache.cache[name] = (len(text), None, text.splitlines(True), name)
+        for node in ast.parse(text).body:
+            if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef)) or is_constant(node, names):
+                exec(compile(ast.Module([node], []), name, "exec"), names)
+    return SimpleNamespace(**names)
+
+
+def is_constant(node, known):
+    """Whether the statement `node` sets constants: by what is in `known`, and without a call unless they are COMPUTED."""
+    if not isinstance(node, (ast.Assign, ast.AugAssign)):
+        return False
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    parts = [part for target in targets for part in (target.elts if isinstance(target, ast.Tuple) else [target])]
+    if not all(isinstance(part, ast.Name) for part in parts):
+        return False
+    inside = list(ast.walk(node.value))
+    used = {part.id for part in inside if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load)}
+    own = {part.id for part in inside if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
+    if isinstance(node, ast.AugAssign):
+        used.add(node.target.id)
+    if not used <= own | {*known} | {*dir(builtins)}:
+        return False
+    computed = any(part.id in COMPUTED or part.id.isupper() for part in parts)
+    return computed or not any(isinstance(part, ast.Call) for part in inside)
+
+
+def tokenizer_model():
+    """The path of Meta's tokenizer.model in the package `llama-models`."""
+    return functions().files("llama_models") / "llama3" / "tokenizer.model"
+
+
+def smollm2(folder=ROOT / "SmolLM2-135M"):
+    """`folder` with SmolLM2-135M in Meta's layout, written by the page's own function if it is not there."""
+    if not folder.exists():
+        functions().write_smollm2(folder)
+    return folder
+
+
+def first_part(notebook):
+    """`notebook` up to the cell tagged `part-two`, which is left out with all after it."""
+    starts = [i for i, cell in enumerate(notebook.cells) if "part-two" in cell.metadata.get("tags", [])]
+    notebook.cells = notebook.cells[:starts[0]]
+    return notebook
+
+
+def with_prompt(notebook, prompt):
+    """`notebook` with `prompt` in the prompt's cell."""
+    (cell,) = [cell for cell in notebook.cells if cell.id == "prompt"]
+    cell.source = f"prompt = {prompt!r}"
+    return notebook
+
+
+@contextmanager
+def environment(**changes):
+    """The process environment with `changes` for a while; None removes a variable."""
+    before = {key: os.environ.get(key) for key in changes}
+    try:
+        for key, value in changes.items():
+            os.environ.pop(key, None) if value is None else os.environ.update({key: str(value)})
+        yield
+    finally:
+        for key, value in before.items():
+            os.environ.pop(key, None) if value is None else os.environ.update({key: value})
+
+
+def run(notebook, folder=ROOT, **changes):
+    """Execute `notebook` in a kernel of its own in `folder`, with `changes` to the environment; return it.
+
+    Raises nbclient.exceptions.CellExecutionError when a cell fails.
+    """
+    with environment(**changes):
+        NotebookClient(notebook, timeout=600, record_timing=False, coalesce_streams=True,
+                       resources={"metadata": {"path": str(folder)}}).execute()
+    return notebook
+
+
+def stderr(notebook):
+    """All that the cells of a run `notebook` wrote to stderr."""
+    return "".join(output.text for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
+                   if output.get("name") == "stderr")
+
+
+def printed(cell):
+    """What a run code `cell` shows as text: streams and plain results."""
+    return "".join(output.get("text") or output.get("data", {}).get("text/plain", "") for output in cell.outputs)
+
+
+def pictures(cell):
+    """The PNG files, as bytes, of the plots that a run code `cell` shows, in their order."""
+    data = [output.get("data", {}) for output in cell.outputs]
+    return [base64.b64decode(found["image/png"]) for found in data if "image/png" in found]
