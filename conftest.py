@@ -1,18 +1,52 @@
-"""Every pytest run, of a notebook or of `tests`, opens a truncated checkpoint made anew, and computes on the CPU."""
+"""Every pytest run computes on the CPU, on checkpoints made anew: what lies beside the notebooks is not read.
+
+The English notebook opens two layers cut from a written model of 32, the Chinese one makes a blank model. Its cells are
+slow tests; those marked `weekly` run with --weekly alone.
+"""
 import os
-import subprocess
-import sys
 import tempfile
+from functools import cache
 from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser):
+    """The one switch."""
+    parser.addoption("--weekly", action="store_true", help="run the tests that take longest and find least, too")
 
 
 def pytest_configure(config):
-    """Point LLAMA3_CHECKPOINT at the stand-in, written with 32 layers and cut to 2, whatever lies beside the page."""
-    from cells import ROOT, functions
-    scratch = tempfile.TemporaryDirectory(prefix="llama3-from-scratch-")
+    """Set what every kernel and every test is to find in its environment."""
+    scratch = tempfile.TemporaryDirectory(prefix="llama3-from-scratch-", ignore_cleanup_errors=True)
     config.add_cleanup(scratch.cleanup)
-    whole, cut = Path(scratch.name) / "stand-in-32layers", Path(scratch.name) / "stand-in-2layers"
-    functions().write_stand_in(whole, functions().llama3_8b)
-    subprocess.run([sys.executable, ROOT / "tests" / "truncate_checkpoint.py", whole, cut, "--layers", "2"],
-                   check=True, capture_output=True)
-    os.environ |= {"LLAMA3_CHECKPOINT": str(cut), "LLAMA3_DEVICE": "cpu", "TQDM_DISABLE": "1"}
+    config.llama3_blank = Path(scratch.name) / "blank-2layers"
+    os.environ |= {"LLAMA3_CHECKPOINT": str(config.llama3_blank), "LLAMA3_DEVICE": "cpu", "TQDM_DISABLE": "1"}
+
+
+def pytest_collection_modifyitems(items, config):
+    """Every cell of a notebook is slow; so is what runs weekly, and it is left out of all other runs."""
+    for item in items:
+        weekly = item.get_closest_marker("weekly")
+        if weekly or item.path.suffix == ".ipynb":
+            item.add_marker("slow")
+        if weekly and not config.getoption("weekly"):
+            item.add_marker(pytest.mark.skip(reason="pytest --weekly runs it"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Before nbval starts the kernel of a notebook, set the checkpoint that it opens."""
+    blank = item.config.llama3_blank
+    english = item.path.name == "llama3_from_scratch.ipynb"
+    os.environ["LLAMA3_CHECKPOINT"] = str(cut_checkpoint(blank.parent) if english else blank)
+
+
+@cache
+def cut_checkpoint(scratch):
+    """A folder in `scratch` with the first two layers of a written model of 32."""
+    from checkpoint import cut
+    from notebook import functions
+    functions().write_stand_in(scratch / "written-32layers", functions().llama3_8b)
+    cut(scratch / "written-32layers", scratch / "cut-2layers", 2)
+    return scratch / "cut-2layers"

@@ -49,7 +49,7 @@ def functions():
 
 
 def is_constant(node, known):
-    """Whether the statement `node` sets constants: by what is in `known`, and without a call unless they are COMPUTED."""
+    """Whether the statement `node` sets constants from what is `known`, and without a call unless COMPUTED."""
     if not isinstance(node, (ast.Assign, ast.AugAssign)):
         return False
     targets = node.targets if isinstance(node, ast.Assign) else [node.target]
