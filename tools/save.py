@@ -1,0 +1,181 @@
+"""Save the English notebook, carry its code and outputs over to the Chinese one, and renew what the READMEs show.
+
+    python tools/save.py                        run the notebook from nothing if a code cell has changed, then save
+    python tools/save.py --run                  run it in any case
+    python tools/save.py --measure              run it, and measure the cells tagged `nbval-ignore-output` anew
+    python tools/save.py --translated ID [ID …] note that these Chinese cells say what the English ones say now
+
+The Chinese notebook is the record of the last run: it has the code and the outputs that were saved then. Each of its
+Markdown cells keeps, in its metadata, the first digits of the SHA-256 of the English text that it translates.
+"""
+import argparse
+import hashlib
+import re
+import tempfile
+import textwrap
+from pathlib import Path
+
+import nbformat
+from notebook import CHINESE, ENGLISH, ROOT, pictures, printed, read, run
+
+READMES = [ROOT / "README.md", ROOT / "README_zh.md"]
+# The plots that the READMEs show: the file's name in images/, the cell's id, which of its plots.
+MOMENTS = {
+    "moment_flat": ("flat", 0), "moment_stripes": ("stripes", 0), "moment_neurons": ("neurons", 0),
+    "moment_shares": ("logit-parts", 0), "moment_paris": ("lens", 0), "moment_written": ("found-stripes", 0),
+    "moment_found": ("found-stripes", 1), "moment_losses": ("no-begin", 0), "moment_cliff": ("grown", 0)}
+QUOTATION = re.compile(r"(<!-- (code|output) of the cell ([\w-]+) -->\n```\w+\n).*?(^```$)", re.M | re.S)
+
+
+def write(notebook, path):
+    """Write `notebook` to `path` the way Jupyter does: sources as lists of lines, indented by one space."""
+    path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8", newline="\n")
+
+
+def code_cells(notebook):
+    """The code cells of `notebook`."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def text_cells(notebook):
+    """The Markdown cells of `notebook`."""
+    return [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+
+
+def is_measured(cell):
+    """Whether what the code `cell` shows is a measurement, which no test compares."""
+    return "nbval-ignore-output" in cell.metadata.get("tags", [])
+
+
+def run_from_nothing(notebook):
+    """Execute `notebook` in place, with a blank checkpoint of its own, on the CPU.
+
+    Raises nbclient.exceptions.CellExecutionError when a cell fails.
+    """
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        run(notebook, LLAMA3_CHECKPOINT=Path(scratch) / "blank-2layers", LLAMA3_DEVICE="cpu", TQDM_DISABLE=1)
+
+
+def keep_outputs(notebook, last, measure):
+    """Give the cells of `notebook` those outputs of the run `last` from which they can only differ by noise.
+
+    These are its pictures, as long as every cell so far has the code and the printed outputs that it had; and, unless
+    `measure`, the measurements of a cell whose code is the same.
+    """
+    before, order = {cell.id: cell for cell in code_cells(last)}, [cell.id for cell in code_cells(last)]
+    same = True
+    for i, cell in enumerate(code_cells(notebook)):
+        old, measured = before.get(cell.id), is_measured(cell)
+        unchanged = old is not None and old.source == cell.source
+        same = same and unchanged and order[i:i + 1] == [cell.id] and (measured or printed(cell) == printed(old))
+        if (unchanged and not measure) if measured else same:
+            cell.outputs = old.outputs
+        for output in cell.outputs:
+            if "execution_count" in output:
+                output.execution_count = cell.execution_count
+
+
+def carry_over(english, chinese):
+    """A Chinese notebook with the cells of `english` in their order: its code and outputs, the Markdown of `chinese`.
+
+    A Markdown cell that `chinese` does not have yet comes in English, with no fingerprint.
+    """
+    told = {cell.id: cell for cell in text_cells(chinese)}
+    cells = [told.get(cell.id, cell) if cell.cell_type == "markdown" else cell for cell in english.cells]
+    return nbformat.from_dict(dict(english, cells=cells))
+
+
+def fingerprint(text):
+    """Eight hexadecimal digits that change with the English `text`."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def outdated(english, chinese):
+    """Ids of the Markdown cells of `chinese` that do not translate the present text of `english`."""
+    now = {cell.id: fingerprint(cell.source) for cell in text_cells(english)}
+    return [cell.id for cell in text_cells(chinese) if cell.metadata.get("english") != now.get(cell.id)]
+
+
+def mark_translated(english, chinese, ids):
+    """Note in the Markdown cells of `chinese` named by `ids` that they translate the present text of `english`.
+
+    Exits with a sentence when there is no such cell.
+    """
+    there, here = ({cell.id: cell for cell in text_cells(notebook)} for notebook in (english, chinese))
+    for name in ids:
+        if name not in there or name not in here:
+            raise SystemExit(f"{name!r} is no Markdown cell of both notebooks.")
+        here[name].metadata["english"] = fingerprint(there[name].source)
+
+
+def moments(notebook):
+    """The plots of `notebook` that the READMEs show: the bytes of each PNG by the name of its file."""
+    cells = {cell.id: cell for cell in notebook.cells}
+    return {name: pictures(cells[cell])[which] for name, (cell, which) in MOMENTS.items()}
+
+
+def quoted(text, notebook):
+    """`text`, a README's, with every block under a comment `code of the cell …` or `output of the cell …` renewed.
+
+    Outputs are wrapped between words, so that a page shows them whole.
+    """
+    cells = {cell.id: cell for cell in notebook.cells}
+
+    def block(found):
+        cell = cells[found[3]]
+        lines = cell.source if found[2] == "code" else "\n".join(
+            textwrap.fill(line, 84, subsequent_indent=" ", break_long_words=False, break_on_hyphens=False)
+            for line in printed(cell).splitlines())
+        return f"{found[1]}{lines}\n{found[4]}"
+
+    return QUOTATION.sub(block, text)
+
+
+def renew_readmes(notebook):
+    """Write the plots of `notebook` that the READMEs show to images/, and its code and outputs into the READMEs."""
+    for name, picture in moments(notebook).items():
+        (ROOT / "images" / f"{name}.png").write_bytes(picture)
+    for path in READMES:
+        text = quoted(path.read_text(encoding="utf-8"), notebook)
+        path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def lines_of_code(cells):
+    """How many lines that are not blank the code cells among `cells` have."""
+    return sum(bool(line.strip()) for cell in cells if cell.cell_type == "code" for line in cell.source.splitlines())
+
+
+def report(english, stale):
+    """The size of the page and of its brackets, and which Chinese cells are `stale`, in a few lines."""
+    prose = re.sub(r"(?s)<[^>]+>|```.*?```", " ", "\n".join(cell.source for cell in text_cells(english)))
+    words = len(re.findall(r"[\w'’]+", prose))
+    brackets = len(re.findall(r"(?<!\])\((?:[^()]|\([^()]*\)){15,}\)", prose))
+    ids = [cell.id for cell in english.cells]
+    walk = english.cells[:ids.index("embedding")] if "embedding" in ids else []
+    print(f"{len(ids)} cells, {lines_of_code(english.cells)} lines of code, {lines_of_code(walk)} of them before the "
+          f"embedding, {words} words, {1000 * brackets / words:.1f} long brackets in 1,000 words")
+    print(f"Chinese cells whose English has changed: {', '.join(stale) or 'none'}")
+
+
+def main():
+    """The command described at the top of this file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", action="store_true", help="run the notebook even if no code has changed")
+    parser.add_argument("--measure", action="store_true", help="run it, and keep no measurement of an earlier run")
+    parser.add_argument("--translated", nargs="+", metavar="ID", default=[], help="Chinese cells that are up to date")
+    options = parser.parse_args()
+    english, last = read(ENGLISH), read(CHINESE)
+    mark_translated(english, last, options.translated)
+    if options.run or options.measure or code_cells(english) != code_cells(last):
+        run_from_nothing(english)
+        keep_outputs(english, last, options.measure)
+    english.metadata.language_info = {"name": "python"}
+    chinese = carry_over(english, last)
+    write(english, ENGLISH)
+    write(chinese, CHINESE)
+    renew_readmes(english)
+    report(english, outdated(english, chinese))
+
+
+if __name__ == "__main__":
+    main()
