@@ -1,0 +1,64 @@
+"""The form of the saved notebooks: ids, titles, prose before code, folds, links, and lines that ruff accepts."""
+import re
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from notebook import CHINESE, ENGLISH, ROOT, read
+from pages import anchors, links, without_code
+from save import code_cells, text_cells, write
+
+
+@pytest.fixture(params=[ENGLISH, CHINESE], ids=["english", "chinese"])
+def path(request):
+    """Each of the two notebooks."""
+    return request.param
+
+
+def test_as_the_saving_command_writes_it(path, tmp_path):
+    """Reading and writing the file changes no byte; it is valid, its ids are unique, and it has at most 2 MB."""
+    notebook = read(path)
+    nbformat.validate(notebook)
+    assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
+    write(notebook, tmp_path / "again.ipynb")
+    assert (tmp_path / "again.ipynb").read_bytes() == path.read_bytes(), "run python tools/save.py"
+    assert path.stat().st_size <= 2_000_000
+
+
+def test_one_title(path):
+    """The first cell has the only heading of the first level."""
+    cells = text_cells(read(path))
+    titles = [cell.id for cell in cells for _ in re.findall(r"(?m)^# ", without_code(cell.source))]
+    assert titles == [cells[0].id] == [read(path).cells[0].id]
+
+
+def test_prose_first(path):
+    """Every code cell has Markdown before it, and no cell is empty."""
+    cells = read(path).cells
+    assert [cell.id for before, cell in zip(cells, cells[1:])
+            if before.cell_type == cell.cell_type == "code"] == []
+    assert [cell.id for cell in cells if not cell.source.strip()] == []
+
+
+def test_folded_in_both_ways(path):
+    """A folded cell is folded in Jupyter and on Colab."""
+    folds = {cell.id: (cell.metadata.get("jupyter", {}).get("source_hidden", False), cell.metadata.get("cellView"))
+             for cell in code_cells(read(path))}
+    assert {name: fold for name, fold in folds.items() if fold not in [(False, None), (True, "form")]} == {}
+
+
+def test_links(path):
+    """Each links to a file that is there, a heading of this notebook, or another site."""
+    text = "\n\n".join(cell.source for cell in text_cells(read(path)))
+    here = anchors(text)["notebook"]
+    for link in links(text):
+        file, _, anchor = link.partition("#")
+        assert not file or (ROOT / file).exists(), link
+        assert file or anchor in here, link
+
+
+def test_ruff():
+    """Notebooks, tools, tests and drawings are clean; no text is read or written in a system's own encoding."""
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", ROOT], encoding="utf-8", capture_output=True)
+    assert done.returncode == 0, done.stdout

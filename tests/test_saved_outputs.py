@@ -1,0 +1,74 @@
+"""The saved outputs, where nbval does not look: they are of one run, complete, and could be of any machine."""
+import ast
+import re
+
+import pytest
+from notebook import CHINESE, ENGLISH, ROOT, pictures, printed, read, source
+from save import code_cells, is_measured
+
+PACKAGES = re.findall(r"^[\w-]+==(\S+)", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.M)
+NOT_COMPARABLE = {
+    "absolute path": r"(?<![\w.:/])/(?:home|root|tmp|usr|var|work|content|Users|opt|mnt|private)/|\b[A-Z]:\\",
+    "version of a package": "|".join(rf"(?<![\d.]){re.escape(version)}(?![\d.])" for version in PACKAGES),
+    "timing": r"\d ?(?:ns|µs|us|ms|s|sec|seconds|minutes|it/s|s/it)\b|\d:\d\d\b",
+    "memory address": r"\b0x[0-9a-f]{6,}",
+    "process id": r"(?i)\bpid\b|ipykernel_\d",
+}
+
+
+@pytest.fixture(params=[ENGLISH, CHINESE], ids=["english", "chinese"])
+def code(request):
+    """The code cells of each notebook."""
+    return code_cells(read(request.param))
+
+
+def plots(tree, names):
+    """Whether the syntax `tree`, outside its definitions of functions, calls `plt.show` or one of `names`."""
+    outside = [node for node in getattr(tree, "body", []) if not isinstance(node, ast.FunctionDef)]
+    calls = [ast.unparse(node.func) for part in outside for node in ast.walk(part) if isinstance(node, ast.Call)]
+    return bool({"plt.show", *names} & {*calls})
+
+
+def test_one_run(code):
+    """Counts are those of a fresh kernel that ran every cell once, in order."""
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "run python tools/save.py --run"
+    for cell in code:
+        assert {output.execution_count for output in cell.outputs if "execution_count" in output} <= {
+            cell.execution_count}
+
+
+def test_every_plot_is_there(code):
+    """A PNG for each figure, and at least one under each cell that plots."""
+    plotting = set()
+    for cell in code:
+        tree = ast.parse(source(cell))
+        plotting |= {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and plots(node, plotting)}
+        shown = pictures(cell)
+        assert all(picture.startswith(b"\x89PNG\r\n") for picture in shown), cell.id
+        assert len(shown) == printed(cell).count("<Figure "), cell.id
+        assert shown or not plots(tree, plotting), cell.id
+
+
+def test_no_complaints(code):
+    """No error and nothing on stderr."""
+    assert [cell.id for cell in code for output in cell.outputs
+            if output.output_type == "error" or output.get("name") == "stderr"] == []
+
+
+@pytest.mark.parametrize("what", NOT_COMPARABLE)
+def test_outputs_can_be_compared(code, what):
+    """Nothing that differs from machine to machine stands in an output that nbval compares."""
+    found = {cell.id: re.findall(NOT_COMPARABLE[what], printed(cell)) for cell in code if not is_measured(cell)}
+    assert {name: parts for name, parts in found.items() if parts} == {}
+
+
+def test_few_are_not_compared(code):
+    """At most five cells measure; all others are compared."""
+    assert len([cell for cell in code if is_measured(cell)]) <= 5
+
+
+def test_both_languages_show_the_same():
+    """Code, outputs and counts of the Chinese notebook are those of the English one."""
+    english, chinese = (code_cells(read(path)) for path in (ENGLISH, CHINESE))
+    assert [cell.id for cell in english] == [cell.id for cell in chinese], "run python tools/save.py"
+    assert [there.id for there, here in zip(english, chinese) if there != here] == [], "run python tools/save.py"

@@ -1,0 +1,107 @@
+"""The Chinese notebook and README_zh.md say what the English ones say, in a Chinese that is written as Chinese is."""
+import re
+
+import pytest
+from notebook import CHINESE, ENGLISH, ROOT, read
+from pages import plain, text_of, without_code
+from save import outdated, text_cells
+
+HAN = r"[\u3400-\u9fff]"
+# One thing has one name: the second of a pair does not stand beside the first.
+NAMES = [("词元", "令牌"), ("你", "您"), ("得分", "分数"), ("检查点", "检查站"), ("归一化", "标准化"), ("词表", "词汇表"),
+         ("归纳头", "感应头"), ("归纳头", "诱导头"), ("前词元头", "上一词元头"), ("条形码", "条码"), ("单元格", "代码格"),
+         ("残差连接", "跳跃连接"), ("KV缓存", "键值缓存"), ("分组查询注意力", "分组注意力"), ("一次读取一个张量", "一次性")]
+# What a cell has as often in one language as in the other.
+PARTS = {"headings": r"(?m)^#+ ", "pictures": r'<img src="images/(?:zh/)?([^"]*)"', "widths": r'width="[^"]*"',
+         "blocks of code": r"(?s)```.*?```", "formulas": r"\$+[^$]+\$+", "folded answers": r"</?details>",
+         "links": r"\]\((?!llama3_from_scratch|#)[^)]*\)", "rows of tables": r"(?m)^\|"}
+
+
+def pairs():
+    """Each Markdown cell as its id, its English and its Chinese.
+
+    A caption `> …` at the head of a Chinese cell explains the output above, and goes to the cell before.
+    """
+    found = [[here.id, there.source, here.source] for there, here in zip(text_cells(read(ENGLISH)),
+                                                                         text_cells(read(CHINESE)))]
+    for above, below in zip(found, found[1:]):
+        caption, below[2] = re.fullmatch(r"((?:>[^\n]*\n)*)(.*)", below[2], re.S).groups()
+        above[2] += "\n\n" + caption
+    return found
+
+
+def numbers(text):
+    """The numbers of two digits or more that `text` has outside code and formulas."""
+    return {*re.findall(r"(?<![\w.,])\d[\d.,]*\d", plain(text), re.A)}
+
+
+@pytest.fixture(params=[CHINESE, ROOT / "README_zh.md"], ids=["notebook", "README"])
+def chinese(request):
+    """The text of each Chinese page."""
+    return text_of(request.param)
+
+
+def test_same_cells():
+    """Ids, kinds and order are the same, and so is the whole of every code cell."""
+    english, chinese = read(ENGLISH).cells, read(CHINESE).cells
+    assert [(cell.id, cell.cell_type) for cell in english] == [(cell.id, cell.cell_type) for cell in chinese]
+    assert [here.id for there, here in zip(english, chinese)
+            if here.cell_type == "code" and here != there] == [], "run python tools/save.py"
+
+
+def test_up_to_date():
+    """Every Chinese text was written for the English text as it is now, and is Chinese."""
+    assert outdated(read(ENGLISH), read(CHINESE)) == [], "mend them, then python tools/save.py --translated ID …"
+    assert [cell.id for cell in text_cells(read(CHINESE)) if not re.search(HAN, cell.source)] == []
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_same_parts(part):
+    """Each cell has the same headings, pictures, answers, formulas, links and tables."""
+    found = {name: [sorted(re.findall(PARTS[part], text)) for text in texts] for name, *texts in pairs()}
+    assert {name: both for name, both in found.items() if both[0] != both[1]} == {}
+
+
+def test_same_code_spans():
+    """The code and the shapes that a sentence names in English are in the Chinese, too."""
+    found = {name: [{*re.findall(r"`[^`\n]+`", without_code(text))} for text in texts] for name, *texts in pairs()}
+    assert {name: there - here for name, (there, here) in found.items() if there - here} == {}
+
+
+def test_same_numbers():
+    """Every number of two digits or more in the English is in the Chinese, too."""
+    found = {name: [numbers(text) for text in texts] for name, *texts in pairs()}
+    assert {name: there - here for name, (there, here) in found.items() if there - here} == {}
+
+
+@pytest.mark.parametrize("name, other", NAMES)
+def test_one_name(chinese, name, other):
+    """The page does not call one thing by two names."""
+    assert not (name in plain(chinese) and other in plain(chinese))
+
+
+@pytest.mark.parametrize("wrong, pattern", {
+    "space between Chinese and Latin": rf"{HAN} +[A-Za-z0-9]|[A-Za-z0-9] +{HAN}",
+    "half-width punctuation": rf"{HAN}[,.:;!?()]|[,;!?(]{HAN}",
+    "italics, which Chinese has not": rf"(?<![*\\])\*(?![* ])[^*\n]*{HAN}[^*\n]*\*(?!\*)"}.items())
+def test_typography(chinese, wrong, pattern):
+    """Typeset as Chinese is."""
+    lines = [re.sub(r"^(#+|\d+\.|[-*>|]|\s)+", "", line) for line in plain(chinese).splitlines()]
+    assert [line for line in lines if re.search(pattern, line)] == []
+
+
+def test_renders(chinese):
+    """Bold and code are closed where CommonMark closes them: `**甲（乙）**丙` is not bold."""
+    for line in without_code(chinese).splitlines():
+        assert line.count("`") % 2 == 0, f"a code span over two lines: {line}"
+        parts = re.sub(r"`[^`]+`", "x", line).split("**")
+        assert len(parts) % 2, line
+        for before, bold, behind in zip(parts[::2], parts[1::2], parts[2::2]):
+            assert not (re.search(r"[^\w\s]$", bold) and re.match(r"\w", behind)), f"**{bold}** is not closed"
+            assert not (re.match(r"[^\w\s]", bold) and re.search(r"\w$", before)), f"**{bold}** is not opened"
+
+
+def test_linked():
+    """The first cell of each notebook links to the other."""
+    assert f"]({CHINESE.name})" in read(ENGLISH).cells[0].source
+    assert f"]({ENGLISH.name})" in read(CHINESE).cells[0].source
