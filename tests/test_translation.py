@@ -8,9 +8,11 @@ from save import outdated, text_cells
 
 HAN = r"[\u3400-\u9fff]"
 # One thing has one name: the second of a pair does not stand beside the first.
-NAMES = [("词元", "令牌"), ("你", "您"), ("得分", "分数"), ("检查点", "检查站"), ("归一化", "标准化"), ("词表", "词汇表"),
-         ("归纳头", "感应头"), ("归纳头", "诱导头"), ("前词元头", "上一词元头"), ("条形码", "条码"), ("单元格", "代码格"),
-         ("残差连接", "跳跃连接"), ("KV缓存", "键值缓存"), ("分组查询注意力", "分组注意力"), ("一次读取一个张量", "一次性")]
+NAMES = [
+    ("词元", "令牌"), ("你", "您"), ("得分", "分数"), ("检查点", "检查站"), ("归一化", "标准化"), ("词表", "词汇表"),
+    ("归纳头", "感应头"), ("归纳头", "诱导头"), ("前词元头", "上一词元头"), ("条形码", "条码"),
+    ("单元格", "代码格"), ("残差连接", "跳跃连接"), ("KV缓存", "键值缓存"), ("分组查询注意力", "分组注意力"),
+    ("一次读取一个张量", "一次性")]
 # What a cell has as often in one language as in the other.
 PARTS = {"headings": r"(?m)^#+ ", "pictures": r'<img src="images/(?:zh/)?([^"]*)"', "widths": r'width="[^"]*"',
          "blocks of code": r"(?s)```.*?```", "formulas": r"\$+[^$]+\$+", "folded answers": r"</?details>",
