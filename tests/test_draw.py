@@ -17,7 +17,7 @@ pytest.importorskip("justmytype_intl_cjk", reason="no font for the diagrams: pip
 import draw  # noqa: E402
 import shapes  # noqa: E402
 
-diagrams = pytest.mark.parametrize("name, language", itertools.product(draw.PICTURES, draw.LANGUAGES))
+diagrams = pytest.mark.parametrize("name, language", [*itertools.product(draw.PICTURES, draw.LANGUAGES)])
 
 
 @cache
