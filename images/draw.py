@@ -153,7 +153,7 @@ def tokens(p, t, m):
     p.arrow((360, 40), (360, 62))
     x, y = 20, 86
     for word, number in zip(m.words, m.tokens.tolist()):
-        if x > 500 or x > 430 and "␣" not in word:
+        if x + width_of(word) > 580:
             x, y = 20, y + 66
         width = p.token(x, y, word)
         p.write(x + width / 2, y + 28, str(number), SMALL)
@@ -278,7 +278,7 @@ def distance(p, t, m):
         p.write(x, 66, t(f"query at m + {ahead}", f"查询在m + {ahead}"), LARGE, bold=True)
         for place, y in places.items():
             angles = m.freqs[0] * place, m.freqs[0] * (place + ahead - 1)
-            p.clock(x, y, 62, (angles[0], BLUE, 5), (angles[1], VERMILION, 5), apart=7 if ahead == 1 else 0)
+            p.clock(x, y, 62, (angles[0], BLUE, 5), (angles[1], VERMILION, 5), apart=15 if ahead == 1 else 0)
         p.named(x, 398, *verdict, size=LARGE)
     for place, y in places.items():
         p.write(96, y, f"m = {place}", LARGE, bold=True)
@@ -305,7 +305,7 @@ def mask(p, t, m):
     p.write(620, 244, t("shares, row by row", "每行各自的份额"))
 
 
-@picture(372)
+@picture(354)
 def values(p, t, m):
     """The fourth token's weights times the values, which are barcodes, added up to one row of the head's output."""
     here, wide = 3, 9 * m.nb.DIGITS
@@ -321,14 +321,10 @@ def values(p, t, m):
         p.arrow((468, y), (522, y))
         p.box(532, y - 15, wide, 30, "none", edge=GREY, line=1)
         p.barcode(532, y - 15, wide, 30, code, BLUE, strength=float(weight))
-    p.dots(97, 258, step_x=11)
-    p.cells(200, 242, np.array([[np.nan]]), 54, 34, [["0"]])
-    p.write(278, 258, t("later tokens count 0", "后面的词元权重为0"), align="left")
-    p.link((608, 238), (608, 262))
-    p.sign(608, 275, "+")
-    p.arrow((608, 288), (608, 308))
-    p.barcode(532, 312, wide, 30, m.nb.barcode(m.tokens[here - 1]).tolist(), BLUE, m.words[here - 1])
-    p.write(514, 327, t(f"row {here} of the head's output", f"这个头的输出，第{here}行"), align="right", bold=True)
+    p.arrow((608, 242), (608, 294))
+    p.sign(608, 266, "+")
+    p.barcode(532, 298, wide, 30, m.nb.barcode(m.tokens[here - 1]).tolist(), BLUE, m.words[here - 1])
+    p.write(514, 313, t(f"row {here} of the head's output", f"这个头的输出，第{here}行"), align="right", bold=True)
 
 
 @picture(352)
@@ -451,9 +447,9 @@ def circuit(p, t, m):
     p.arrow((before + 8, 254), (after, 254), (after, told[2] - 2), color=VERMILION, line=3)
     p.sign(before, told[2] + 17, "2", BLUE, 12)
     p.sign(after - 60, 254, "3", VERMILION, 12)
-    for x, y, color, words in ((302, 109, GREEN, t("layer 0: copy who to the next row", "第0层：把who抄到下一行")),
-                               (466, 187, BLUE, t("layer 1: find my who in before", "第1层：在before里找自己")),
-                               (466, 214, VERMILION, t("and copy that who to next", "把那里的who抄进next"))):
+    for x, y, color, words in ((302, 109, GREEN, t("1 layer 0: copy who to the next row", "1 第0层：把who抄到下一行")),
+                               (466, 187, BLUE, t("2 layer 1: find me in before", "2 第1层：在before里找自己")),
+                               (466, 214, VERMILION, t("3 and copy that who to next", "3 把那里的who抄进next"))):
         p.write(x, y, words, SMALL, color, "left", bold=True)
     y, votes = known[1] + 99, len(m.code(space) + m.code(word))
     p.box(214, y - 21, 330, 42, WEIGHT, size=17, round=6)
