@@ -1,0 +1,124 @@
+"""Draw the two moving pictures of the READMEs, and their last frames, from the page's own functions.
+
+    python tools/animate.py
+
+images/stream.gif shows the residual stream of a written Llama that is told 7: barcodes fill in, part by part.
+images/birth.gif shows a previous-token head and an induction head appear while the page's two layers are trained.
+"""
+import io
+
+import matplotlib
+import torch
+from matplotlib import pyplot as plt
+from notebook import ROOT, functions
+from PIL import Image
+
+TOLD = "the answer is 7. the answer is "
+WIDTH = 900                                             # pixels
+HOLD = 12                                               # frames that a finished state stays
+LEFT = {"who": 0, "before": 20, "next": 40}             # where a register's first digit is drawn
+
+
+def picture(figure):
+    """`figure` as an image WIDTH pixels wide; the figure is closed."""
+    file = io.BytesIO()
+    figure.savefig(file, dpi=WIDTH / figure.get_figwidth(), facecolor="white")
+    plt.close(figure)
+    return Image.open(file).convert("RGB")
+
+
+def save(name, frames, milliseconds):
+    """Write `frames` to images/NAME.gif, each shown so long, the last for three seconds, and the last one as a PNG."""
+    few = [frame.quantize(128, dither=Image.Dither.NONE) for frame in frames]
+    times = [milliseconds] * (len(few) - 1) + [3000]
+    few[0].save(ROOT / "images" / f"{name}.gif", save_all=True, append_images=few[1:], duration=times, loop=0)
+    frames[-1].save(ROOT / "images" / f"{name}.png", optimize=True)
+
+
+def stream_frame(page, title, labels, bars):
+    """One frame of stream.gif: `bars` are (digits [17], left edge, row, register, opacity)."""
+    figure, axes = plt.subplots(figsize=(9, 5.6))
+    figure.subplots_adjust(left=0.2, right=0.99, top=0.9, bottom=0.02)
+    for digits, left, row, register, opacity in bars:
+        axes.imshow(digits[None], cmap=page.registers[register][1], vmin=-1, vmax=1, aspect="auto", alpha=opacity,
+                    extent=(left, left + page.DIGITS, row + 0.58, row), zorder=2)
+        word = page.say(digits)
+        if opacity == 1 and row == int(row) and word != "nothing":
+            axes.text(left + page.DIGITS / 2, row + 0.77, word, ha="center", va="center", fontsize=10)
+    for register, left in LEFT.items():
+        axes.text(left + page.DIGITS / 2, -0.35, register, ha="center", fontsize=14, color=page.blue)
+    axes.set(xlim=(-0.3, 57.3), ylim=(len(labels), -0.8), xticks=[])
+    axes.set_yticks([row + 0.3 for row in range(len(labels))], labels, fontsize=13)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.suptitle(title, fontsize=16, x=0.5, y=0.97)
+    return picture(figure)
+
+
+def standing(page, rows):
+    """The bars of a stream `rows` [seq, dim], as they stand."""
+    return [(digits, LEFT[name], row, name, 1) for name, (columns, _) in page.registers.items()
+            for row, digits in enumerate(rows[:, columns].float()) if digits.abs().min() > 0.5]
+
+
+def stream():
+    """images/stream.gif: the embedding, who moving into before, the fact, and 7 copied over 42."""
+    page = functions()
+    page.say.__globals__["tokenizer"] = page.load_tokenizer(page.packaged)
+    written = page.in_memory(page.narrow, page.write_by_hand(page.narrow))
+    tokens = torch.tensor(page.encode(written.tokenizer, TOLD))
+    labels = page.show_tokens(written.tokenizer, tokens)
+    _, streams, looks = page.watch(written, tokens)
+    copier = looks[1, 3].argmax(dim=-1).tolist()
+    attention = [(place, max(place - 1, 0)) for place in range(len(tokens))]
+    copies = [(place, found) for place, found in enumerate(copier) if found > 0]
+    stages = [("The embedding: each token's number, as a barcode", 0, []),
+              ("Layer 0, attention: each token notes who stands before it", 1,
+               [("before", place, found) for place, found in attention]),
+              ("Layer 0, a neuron: after ' is' and a space comes 42", 2, []),
+              ("Layer 1, attention: the text said 7, so 7 wins", 3, [("next", place, found) for place, found in copies])]
+    frames = []
+    for title, part, moves in stages:
+        before, now = standing(page, streams[max(part - 1, 0)]), standing(page, streams[part])
+        for step in range(1, 10 if moves else 1):
+            share = step / 10
+            flying = [(streams[0, found, page.WHO].float(), share * LEFT[register],
+                       found + share * (place - found) + 0.001, register, 0.9) for register, place, found in moves]
+            frames.append(stream_frame(page, title, labels, before + flying))
+        frames += [stream_frame(page, title, labels, now)] * HOLD
+    save("stream", frames, 110)
+
+
+def birth():
+    """images/birth.gif: the page's training of two layers, every fifth step."""
+    page = functions()
+    unseen = page.twice(0, 20, 1, 64, seed=5)
+    losses, seen = [], []
+    for llama, loss in page.grow(2):
+        losses.append(loss)
+        if len(losses) % 5 == 1 or len(losses) == 300:
+            seen.append((len(losses), page.watch(llama, unseen)[2].detach()))
+    last = seen[-1][1]
+    heads = {"looks one token back": page.best_heads(page.one_back(last), 1)[0],
+             "copies what followed": page.best_heads(page.copying(last, 20), 1)[0]}
+    frames = []
+    for step, looks in seen:
+        figure = plt.figure(figsize=(9, 6))
+        for i, (name, (layer, head)) in enumerate(heads.items()):
+            axes = figure.add_axes((0.08 + 0.47 * i, 0.34, 0.4, 0.56))
+            axes.imshow(looks[layer, head], vmin=0, vmax=1, aspect="auto", cmap="Blues")
+            axes.set_title(f"layer {layer}: {name}", fontsize=15)
+            axes.set(xticks=[], yticks=[])
+        axes = figure.add_axes((0.08, 0.09, 0.87, 0.2))
+        axes.plot(losses[:step], color=page.vermilion, linewidth=2)
+        axes.set(xlim=(0, 300), ylim=(0, 4.5), yticks=[0, 2, 4])
+        axes.set_ylabel("loss", fontsize=13)
+        axes.set_xlabel(f"training step {step}", fontsize=13)
+        frames.append(picture(figure))
+    save("birth", frames, 120)
+
+
+if __name__ == "__main__":
+    matplotlib.use("agg")
+    stream()
+    birth()
