@@ -1,0 +1,209 @@
+"""The web edition: static pages made of the two saved notebooks, which need no script, no server and no other host.
+
+    python site/build.py [FOLDER] [--source ADDRESS]
+
+FOLDER is site/out by default. ADDRESS, as https://HOST/OWNER/NAME/blob/main, is where links to files of the repository
+lead; without it they become plain text. nbconvert converts, template.html and style.css say how it looks, and
+play/build.py writes the Llama to play with.
+"""
+import argparse
+import base64
+import html
+import json
+import re
+import shutil
+import struct
+import sys
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+import math_core
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+sys.path.insert(0, str(ROOT / "tools"))
+# ruff: noqa: E402
+from nbconvert.exporters import TemplateExporter
+from nbconvert.filters import Highlight2HTML
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from notebook import functions, read
+
+PAGES = {"llama3_from_scratch.ipynb": "index.html", "llama3_from_scratch_zh.ipynb": "zh.html"}
+WORDS = json.loads((HERE / "words.json").read_text(encoding="utf-8"))     # what the frame says, by page
+PLOTS = json.loads((HERE / "plots.json").read_text(encoding="utf-8"))     # what the plots show, by cell and page
+IMG = re.compile(r'<img((?:\s+[\w-]+="[^"]*")*)\s*/?>')
+
+
+def plain(text):
+    """The text of the HTML `text`, without tags."""
+    return html.unescape(re.sub(r"<[^>]+>", "", text)).strip()
+
+
+def size(png):
+    """Width and height in pixels of `png`, the bytes of a PNG file."""
+    return struct.unpack(">II", png[16:24])
+
+
+class Renderer(IPythonRenderer):
+    """Markdown of the notebook into HTML of the page `name`: notes its headings, copies its pictures into `folder`."""
+
+    def __init__(self, name, folder, source=None):
+        super().__init__(escape=False)
+        self.name, self.folder, self.source = name, folder, source
+        self.headings, self.used, self.description = [], set(), ""
+        self.formulas = math_core.LatexToMathML()
+        self.markdown = MarkdownWithMath(self)
+
+    def convert(self, text):
+        """The Markdown `text` as HTML."""
+        return self.markdown.render(text)
+
+    def heading(self, text, level, **attributes):
+        """As Jupyter does, the anchor is the title with hyphens for spaces; a second one of that name is numbered."""
+        title = plain(text)
+        anchor, n = title.replace(" ", "-"), 1
+        while anchor in self.used:
+            n += 1
+            anchor = f"{title.replace(' ', '-')}-{n}"
+        self.used.add(anchor)
+        self.headings.append((level, anchor, title))
+        return f'<h{level} id="{html.escape(anchor)}">{text}</h{level}>\n'
+
+    def paragraph(self, text):
+        """A ✍ in front marks what holds for written weights; the first paragraph describes the page."""
+        self.description = self.description or re.split(r" · <a|\n", plain(text.split(" · <a")[0]))[0]
+        mark = ' class="written"' if text.startswith("✍") else ""
+        return f"<p{mark}>{text}</p>\n"
+
+    def link(self, text, url, title=None):
+        """Links to a notebook lead to its page, links to other files of the repository to `source` or nowhere."""
+        file, hash_, anchor = url.partition("#")
+        name = unquote(file).removeprefix("./")
+        if name in PAGES:
+            words = WORDS[PAGES[name]]
+            target = hash_ + anchor if PAGES[name] == self.name else PAGES[name] + hash_ + anchor
+            return f'<a href="{target or self.name}" lang="{words["lang"]}" hreflang="{words["lang"]}">{text}</a>'
+        if file and not re.match(r"\w+:", file):
+            if not self.source:
+                return text
+            url = f"{self.source}/{quote(name)}{hash_}{anchor}"
+        return super().link(text, url, title)
+
+    def table(self, text):
+        """A table scrolls in its own box."""
+        return f'<div class="table"><table>\n{text}</table></div>\n'
+
+    def block_html(self, html):
+        """Raw HTML, its pictures in their boxes."""
+        return super().block_html(IMG.sub(self.picture, html))
+
+    def inline_html(self, html):
+        """Raw HTML within a line, its pictures in their boxes."""
+        return super().inline_html(IMG.sub(self.picture, html))
+
+    def image(self, text, url, title=None):
+        """A Markdown picture, as `<img>`."""
+        return self.picture(IMG.match(f'<img src="{url}" alt="{html.escape(plain(text))}">'))
+
+    def picture(self, match):
+        """The picture of the repository that the matched `<img>` shows, copied, with its height said."""
+        tag = {name: html.unescape(value) for name, value in re.findall(r'([\w-]+)="([^"]*)"', match[1])}
+        path = self.folder / tag["src"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / tag["src"], path)
+        wide, high = size(path.read_bytes())
+        return box(tag["src"], tag["alt"], int(tag.get("width", wide)), wide, high)
+
+    def inline_math(self, body):
+        """A formula in a line; on a phone a long one scrolls."""
+        formula = self.formulas.convert_with_local_state(body, displaystyle=False)
+        return f'<span class="long">{formula}</span>' if len(body) > 30 else formula
+
+    def block_math(self, body):
+        """A formula that stands alone and scrolls if it must."""
+        return f'<span class="formula">{self.formulas.convert_with_local_state(body, displaystyle=True)}</span>'
+
+    def plot(self, output, cell, n):
+        """The n-th plot of a code cell, as a file that both languages share, with its alternative text."""
+        name = f"images/plots/{cell.id}{'' if n == 0 else n + 1}.png"
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(base64.b64decode(output.data["image/png"]))
+        wide, high = size(path.read_bytes())
+        told = PLOTS.get(cell.id, {}).get(self.name, [])
+        alt = told[n] if n < len(told) else f"{WORDS[self.name]['plot']} {self.headings[-1][2]}"
+        return box(name, alt, wide, wide, high)
+
+
+def box(src, alt, width, wide, high):
+    """A picture of `wide` times `high` pixels, shown at most `width` wide."""
+    kind = "picture wide" if width > 640 and src.startswith("images/plots") else "picture"
+    return (f'<span class="{kind}"><img src="{html.escape(quote(src))}" alt="{html.escape(alt)}" width="{width}" '
+            f'height="{round(high * width / wide)}" loading="lazy" decoding="async"></span>')
+
+
+def contents(headings):
+    """The headings of level 2, each with the list of those of level 3 below it: (anchor, title, [(anchor, title)])."""
+    found = []
+    for level, anchor, title in headings:
+        if level == 2:
+            found.append((anchor, title, []))
+        elif level == 3 and found:
+            found[-1][2].append((anchor, title))
+    return found
+
+
+def shown(cell, render):
+    """What a code cell shows, as HTML: text and plots. Raises ValueError for what no page here shows."""
+    parts, plots = [], 0
+    for output in cell.outputs:
+        data = output.get("data", {})
+        text = output.text if output.output_type == "stream" else data.get("text/plain")
+        if "image/png" in data:
+            parts.append(render.plot(output, cell, plots))
+            plots += 1
+        elif text is None:
+            raise ValueError(f"cell {cell.id} shows {output.output_type} {list(data)}")
+        else:
+            parts.append(f'<pre class="output">{html.escape(text, quote=False)}</pre>')
+    return "\n".join(parts)
+
+
+def tutorial(notebook, folder, source=None):
+    """Write the page of `notebook`, a file in the repository's root, into `folder`."""
+    name = PAGES[notebook]
+    render = Renderer(name, folder, source)
+    node, body = read(ROOT / notebook), []
+    for cell in node.cells:
+        if cell.cell_type == "markdown":
+            body.append({"prose": render.convert(cell.source)})
+        else:
+            body.append({"code": Highlight2HTML(pygments_lexer="ipython3")(cell.source), "shown": shown(cell, render),
+                         "lines": cell.source.count("\n") + 1, "id": cell.id,
+                         "folded": cell.metadata.get("jupyter", {}).get("source_hidden", False)})
+    exporter = TemplateExporter(extra_template_paths=[str(HERE)], template_file="template.html")
+    page, _ = exporter.from_notebook_node(node, {
+        "page": WORDS[name], "other": WORDS[next(other for other in WORDS if other != name)], "body": body,
+        "title": render.headings[0][2], "description": render.description, "contents": contents(render.headings),
+        "notebook": notebook, "source": source})
+    (folder / name).write_text(page, encoding="utf-8")
+    shutil.copyfile(ROOT / notebook, folder / notebook)
+
+
+def main(folder, source=None):
+    """Write all pages into `folder`, and what they need."""
+    from play import build as play
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(HERE / "style.css", folder / "style.css")
+    for notebook in PAGES:
+        tutorial(notebook, folder, source)
+    for language, texts in play.TEXTS.items():
+        (folder / texts["file"]).write_text(play.page(language, functions()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Make the web edition.")
+    parser.add_argument("folder", nargs="?", type=Path, default=HERE / "out")
+    parser.add_argument("--source", help="where the repository's files can be read")
+    arguments = parser.parse_args()
+    main(arguments.folder, arguments.source)
