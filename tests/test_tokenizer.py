@@ -3,8 +3,8 @@ import hashlib
 
 import pytest
 import regex
-from cells import functions, read, tokenizer_model
-from cells import smollm2 as smollm2_folder
+from notebook import functions, read, tokenizer_model
+from notebook import smollm2 as smollm2_folder
 from gguf import GGUFReader
 from llama_models.llama3.tokenizer import Tokenizer as MetaTokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers

@@ -1,0 +1,94 @@
+"""Small models with seeded weights, for the notebook's `forward`, for Meta's code and for `transformers`."""
+import math
+from types import SimpleNamespace
+
+import torch
+from llama_models.llama3.args import ModelArgs
+from llama_models.llama3.model import Transformer
+from notebook import functions
+from transformers import LlamaConfig, LlamaForCausalLM
+
+notebook = functions()
+
+SMALL = {"dim": 256, "n_layers": 3, "n_heads": 8, "n_kv_heads": 2, "vocab_size": 1000, "multiple_of": 256,
+         "ffn_dim_multiplier": 1.3, "norm_eps": 1e-5, "rope_theta": 500000.0}
+WIDE = SMALL | {"n_layers": 1, "n_heads": 32, "n_kv_heads": 8}
+MODELS = {
+    "grouped": SMALL,
+    "multi-head": SMALL | {"n_kv_heads": 8},
+    "single KV head": SMALL | {"n_kv_heads": 1},
+    "other sizes": SMALL | {"dim": 512, "n_heads": 4, "ffn_dim_multiplier": None, "multiple_of": 32, "norm_eps": 1e-2,
+                            "rope_theta": 10000.0},
+    "8B widths": WIDE | {"dim": 4096, "multiple_of": 1024},
+    "3B widths": WIDE | {"dim": 3072, "n_heads": 24, "ffn_dim_multiplier": 1.0},
+    "1B widths, output tied": WIDE | {"dim": 2048, "ffn_dim_multiplier": 1.5, "tied": True},
+    "1B widths, output of its own": WIDE | {"dim": 2048, "ffn_dim_multiplier": 1.5},
+}
+
+
+def random_llama(params, dtype=torch.bfloat16):
+    """A model as the notebook's `load_llama` returns it, with seeded normal weights; `tied`: output = embedding.
+
+    Each weight is cut from one repeated row of numbers: a wide model would take seconds to draw.
+    """
+    config = notebook.defaults | {key: value for key, value in params.items() if key != "tied"}
+    noise = torch.randn(1_000_003, generator=torch.Generator().manual_seed(0))
+    weights = {}
+    for name, shape in notebook.expected_shapes(config).items():
+        mean, std = (1, 0.3) if len(shape) == 1 else (0, 1) if "embeddings" in name else (0, shape[1] ** -0.5)
+        shift, size = len(weights), math.prod(shape)
+        numbers = noise.roll(shift).repeat(1 + size // len(noise))[:size].view(shape)
+        weights[name] = (numbers * std + mean).to(dtype)
+    if params.get("tied"):
+        weights["output.weight"] = weights["tok_embeddings.weight"]
+    return SimpleNamespace(config=config, weights=weights)
+
+
+def meta_model(llama, params):
+    """Meta's Transformer (llama3/model.py) with the very tensors of `llama`, sizes from `params` as in params.json.
+
+    Raises RuntimeError where Meta's names or shapes are others.
+    """
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        model = Transformer(ModelArgs(**params | {"max_batch_size": 1, "max_seq_len": 700}))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    model.load_state_dict(llama.weights, assign=True)
+    return model
+
+
+def random_tokens(config, n):
+    """Seeded token ids, int64 [n]."""
+    return torch.randint(config["vocab_size"], (n,), generator=torch.Generator().manual_seed(1))
+
+
+def half_split(weight, n_heads):
+    """The rows of wq or wk, neighbours paired in each head as Meta has them, in the order of `transformers`."""
+    return weight.unflatten(0, (n_heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+
+
+def in_transformers(llama):
+    """`llama` as a LlamaForCausalLM, in the dtype of its weights."""
+    config, weights = llama.config, llama.weights
+    rope = {"rope_type": "default", "rope_theta": config["rope_theta"]}
+    if config["use_scaled_rope"]:
+        rope |= {"rope_type": "llama3", "factor": config["rope_scaling_factor"], "low_freq_factor": 1,
+                 "high_freq_factor": 4, "original_max_position_embeddings": 8192}
+    model = LlamaForCausalLM(LlamaConfig(
+        hidden_size=config["dim"], intermediate_size=notebook.ffn_width(config), vocab_size=config["vocab_size"],
+        num_hidden_layers=config["n_layers"], num_attention_heads=config["n_heads"],
+        num_key_value_heads=config["n_kv_heads"], rms_norm_eps=config["norm_eps"], rope_parameters=rope,
+        max_position_embeddings=131072, tie_word_embeddings=False, bos_token_id=None, eos_token_id=None))
+    names = {"tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
+    parts = {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "wq": "q_proj",
+             "wk": "k_proj", "wv": "v_proj", "wo": "o_proj", "w1": "gate_proj", "w2": "down_proj", "w3": "up_proj",
+             "attention": "self_attn", "feed_forward": "mlp", "layers": "model.layers"}
+    state = {}
+    for name, weight in weights.items():
+        heads = {"wq": config["n_heads"], "wk": config["n_kv_heads"]}.get(name.split(".")[-2])
+        stem = name.removesuffix(".weight")
+        theirs = names.get(stem) or ".".join(parts.get(part, part) for part in stem.split("."))
+        state[theirs + ".weight"] = half_split(weight, heads) if heads else weight
+    model.load_state_dict(state, assign=True)
+    return model.eval()

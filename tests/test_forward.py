@@ -1,0 +1,186 @@
+"""What `forward` computes is what Meta's `llama_models` computes: the same bits on the CPU.
+
+Where Meta's code has no answer (a `rope_scaling_factor` other than 8, float32), `transformers` is the yardstick.
+"""
+import base64
+import contextlib
+import io
+from functools import lru_cache
+from types import SimpleNamespace
+
+import fairscale.nn.model_parallel.initialize as model_parallel
+import pytest
+import torch
+import torch.distributed
+from llama_models.llama3.model import precompute_freqs_cis
+from models import MODELS, SMALL, in_transformers, meta_model, random_llama, random_tokens
+from notebook import functions, smollm2
+
+notebook = functions()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_process():
+    """Meta's layers ask fairscale how many processes share them: one, which needs no port."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    with contextlib.redirect_stdout(io.StringIO()):
+        model_parallel.initialize_model_parallel(1)
+    yield
+    model_parallel.destroy_model_parallel()
+    torch.distributed.destroy_process_group()
+
+
+def agree_in_steps(llama, model, tokens, lengths):
+    """Whether both give the same bits for `tokens` fed in chunks of `lengths`, each with its own cache."""
+    cache, start, same = {}, 0, []
+    for chunk in tokens.split(lengths):
+        same.append(torch.equal(notebook.forward(llama, chunk, cache), model(chunk[None], start)[0]))
+        start += len(chunk)
+    return all(same)
+
+
+@lru_cache(maxsize=1)
+def pair(name):
+    """The notebook's model and Meta's for MODELS[name]; the last pair is kept for the next test."""
+    params = {key: value for key, value in MODELS[name].items() if key != "tied"}
+    llama = random_llama(MODELS[name])
+    return llama, meta_model(llama, params)
+
+
+@pytest.mark.parametrize("lengths", [[17], [1], [17] + 6 * [1], [11, 6], [1, 5, 11]], ids=str)
+@pytest.mark.parametrize("name", MODELS)
+def test_forward_is_metas(name, lengths):
+    """Prefill, one token, decoding with the cache, prompts in chunks: the same bits for every kind of model."""
+    llama, model = pair(name)
+    assert agree_in_steps(llama, model, random_tokens(llama.config, sum(lengths)), lengths)
+
+
+PARAMS = {key: SMALL[key] for key in ("dim", "n_layers", "n_heads", "vocab_size")}
+
+
+@pytest.mark.parametrize("params", [
+    PARAMS, PARAMS | {"n_kv_heads": None, "ffn_dim_multiplier": None}, SMALL | {"use_scaled_rope": False}, SMALL,
+    PARAMS | {"n_kv_heads": 4, "use_scaled_rope": True}], ids=lambda params: ",".join([*params][4:]) or "bare")
+def test_gaps_of_params_json_are_filled_as_meta_fills_them(tmp_path, params):
+    """Keys absent or null: opened from a folder, the model is the one that `ModelArgs` makes of the same file."""
+    full = {"n_kv_heads": 8} | {key: value for key, value in params.items() if value is not None}
+    lines = b"".join(base64.b64encode(b"%d" % rank) + b" %d\n" % rank for rank in range(1000 - 256))
+    (tmp_path / "tokenizer").write_bytes(lines)
+    notebook.save_checkpoint(tmp_path / "model", params, random_llama(full).weights, tmp_path / "tokenizer")
+    llama = notebook.load_llama(tmp_path / "model")
+    model = meta_model(llama, params)
+    assert agree_in_steps(llama, model, random_tokens(llama.config, 601), [600, 1])
+
+
+@pytest.mark.parametrize("lengths", [[600, 1, 1], [300, 300]], ids=str)
+def test_scaled_rope_is_metas(lengths):
+    """Llama 3.1's slower rotations, at positions where they show."""
+    params = SMALL | {"use_scaled_rope": True}
+    llama = random_llama(params)
+    tokens = random_tokens(llama.config, sum(lengths))
+    assert agree_in_steps(llama, meta_model(llama, params), tokens, lengths)
+    plain = SimpleNamespace(weights=llama.weights, config=llama.config | {"use_scaled_rope": False})
+    assert not torch.equal(notebook.forward(llama, tokens), notebook.forward(plain, tokens))
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("head_dim, theta", [(128, 500000.0), (64, 500000.0), (64, 100000.0), (128, 10000.0)])
+def test_rotations_are_metas(head_dim, theta, scaled):
+    """The rotations of all of Llama 3.1's 131,072 positions; a start in the middle gives the same ones."""
+    config = {"dim": 4 * head_dim, "n_heads": 4, "rope_theta": theta, "use_scaled_rope": scaled,
+              "rope_scaling_factor": 8}
+    reference = precompute_freqs_cis(head_dim, 131072, theta, scaled)
+    assert torch.equal(notebook.rope(config, 0, 131072), reference)
+    assert torch.equal(notebook.rope(config, 100000, 100017), reference[100000:100017])
+
+
+@pytest.fixture(scope="module")
+def smol():
+    """SmolLM2-135M in Meta's layout, beside the notebook; written when missing."""
+    return notebook.load_llama(smollm2())
+
+
+def test_smollm2_is_metas(smol):
+    """A trained model of 30 layers: a sentence, then 8 greedy tokens with the cache, the same bits."""
+    model = meta_model(smol, smol.config)
+    new, start, cache = notebook.encode(smol.tokenizer, "The lighthouse keeper told me that the sea is"), 0, {}
+    for _ in range(9):
+        ours = notebook.forward(smol, torch.tensor(new), cache)
+        assert torch.equal(ours, model(torch.tensor([new]), start)[0])
+        start, new = start + len(new), [ours[-1].argmax().item()]
+
+
+def test_written_model_is_metas(tmp_path):
+    """The written model at true 8B shapes; Meta's model has its numbers side by side, as `forward` multiplies them."""
+    notebook.write_stand_in(tmp_path / "written-2layers")
+    llama = notebook.load_llama(tmp_path / "written-2layers")
+    dense = SimpleNamespace(weights={name: weight.contiguous() for name, weight in llama.weights.items()})
+    assert agree_in_steps(llama, meta_model(dense, llama.config), random_tokens(llama.config, 17), [16, 1])
+
+
+@torch.inference_mode()
+def far_off(llama, tokens, yardstick):
+    """The largest difference between the notebook's logits and those of `yardstick`, for int64 `tokens` [seq]."""
+    return (notebook.forward(llama, tokens) - yardstick(tokens[None]).logits[0].float()).abs().max().item()
+
+
+def test_scaling_by_32_is_that_of_transformers():
+    """Llama 3.2's factor, in float32: within 0.0001 where logits are about 1; a factor of 8 is far outside."""
+    llama = random_llama(SMALL | {"use_scaled_rope": True, "rope_scaling_factor": 32}, torch.float32)
+    yardstick, tokens = in_transformers(llama), random_tokens(llama.config, 600)
+    assert far_off(llama, tokens, yardstick) < 1e-4
+    llama.config["rope_scaling_factor"] = 8
+    assert far_off(llama, tokens, yardstick) > 1e-2
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.float16, 0.02), (torch.bfloat16, 0.2)],
+                         ids=str)
+@pytest.mark.parametrize("name", ["grouped", "multi-head", "single KV head"])
+def test_any_dtype(name, dtype, tolerance):
+    """`forward` works in the type of the weights, and is as near to `transformers` in float32 as that type allows."""
+    llama = random_llama(MODELS[name], dtype)
+    exact = SimpleNamespace(config=llama.config, weights={key: w.float() for key, w in llama.weights.items()})
+    tokens, cache = random_tokens(llama.config, 20), {}
+    assert far_off(llama, tokens, in_transformers(exact)) < tolerance
+    parts = torch.cat([notebook.forward(llama, part, cache) for part in tokens.split(15)])
+    assert (parts - notebook.forward(llama, tokens)).abs().max() < tolerance
+    assert cache[0][0].dtype == dtype and parts.dtype == torch.float32
+
+
+def test_pieces_are_metas():
+    """A prompt in pieces of 256, as `generate` sends it: the same bits as Meta's model fed the same pieces."""
+    llama, model = pair("grouped")
+    assert agree_in_steps(llama, model, random_tokens(llama.config, 600), [256, 256, 88])
+
+
+TAPS = ["stream", "q", "k", "v", "weights", "heads", "middle", "neurons"]
+
+
+def test_taps_see_all_and_change_nothing():
+    """A tap that hands back a copy changes no bit, and every place is seen in every layer, cached or not."""
+    llama, tokens, seen = random_llama(SMALL), random_tokens(SMALL, 12), []
+
+    def copy(name, layer, x):
+        """Note the place and give back the same numbers in another tensor."""
+        seen.append((name, layer))
+        return x.clone()
+
+    assert torch.equal(notebook.forward(llama, tokens, tap=copy), notebook.forward(llama, tokens))
+    assert seen == [(name, layer) for layer in range(3) for name in TAPS] + [("stream", 3)]
+    ours, theirs = {}, {}
+    for chunk in tokens.split([11, 1]):
+        assert torch.equal(notebook.forward(llama, chunk, ours, copy), notebook.forward(llama, chunk, theirs))
+
+
+def test_many_texts_at_once_and_gradients():
+    """Under vmap each text gets its own logits, with a head taken away, too; every weight gets a gradient."""
+    llama = random_llama(SMALL, torch.float32)
+    texts = random_tokens(SMALL, 24).view(2, 12)
+    for tap in (notebook.leave, notebook.without([(0, 1), (2, 7)])):
+        both = torch.vmap(lambda tokens: notebook.forward(llama, tokens, tap=tap))(texts)
+        one = torch.stack([notebook.forward(llama, tokens, tap=tap) for tokens in texts])
+        assert torch.allclose(both, one, atol=1e-4)
+    for weight in llama.weights.values():
+        weight.requires_grad_()
+    notebook.forward(llama, texts[0]).sum().backward()
+    assert all(weight.grad.isfinite().all() and weight.grad.any() for weight in llama.weights.values())
