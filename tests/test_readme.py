@@ -66,7 +66,7 @@ def test_plots():
     assert {path.stem for path in (ROOT / "images").glob("moment_*.png")} == {*moments(read())}
 
 
-@pytest.mark.parametrize("page, notebook", zip(READMES, [ENGLISH, CHINESE]), ids=["english", "chinese"])
+@pytest.mark.parametrize("page, notebook", [*zip(READMES, [ENGLISH, CHINESE])], ids=["english", "chinese"])
 def test_numbers_are_the_notebooks(page, notebook):
     """Where a README tells of a section and then links to it, every number that it gives stands in the section."""
     cells = read(notebook)
