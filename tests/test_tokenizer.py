@@ -3,10 +3,10 @@ import hashlib
 
 import pytest
 import regex
-from notebook import functions, read, tokenizer_model
-from notebook import smollm2 as smollm2_folder
 from gguf import GGUFReader
 from llama_models.llama3.tokenizer import Tokenizer as MetaTokenizer
+from notebook import functions, read, tokenizer_model
+from notebook import smollm2 as smollm2_folder
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 notebook = functions()

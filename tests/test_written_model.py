@@ -47,7 +47,7 @@ def ids(text):
 
 
 def says(llama, tokens):
-    """The id that `llama` finds most probable after `tokens`, and its probability. Only the last logits are computed."""
+    """The id that `llama` finds most probable after `tokens`, and how probable; only the last logits are computed."""
     mute, cache = llama.weights | {"output.weight": llama.weights["output.weight"][:1]}, {}
     notebook.forward(SimpleNamespace(config=llama.config, weights=mute), tokens[:-1], cache)
     chances = notebook.forward(llama, tokens[-1:], cache)[-1].softmax(dim=-1)
@@ -137,7 +137,8 @@ def test_the_same_bytes_everywhere(tmp_path):
     assert (tmp_path / "written" / "consolidated.00.pth").stat().st_size <= 50e6
 
 
-@pytest.mark.parametrize("wrong", [{"dim": 32}, {"n_heads": 16}, {"n_layers": 1}, {"vocab_size": 131073}, {"vocab_size": 200}], ids=str)
+@pytest.mark.parametrize("wrong", [{"dim": 32}, {"n_heads": 16}, {"n_layers": 1}, {"vocab_size": 131073},
+                                   {"vocab_size": 200}], ids=str)
 def test_what_cannot_be_written_is_refused(wrong):
     """One sentence says what barcodes need."""
     with pytest.raises(ValueError, match="^Barcodes of 17 digits need two layers or more, a width of 64 or more"):

@@ -76,7 +76,8 @@ def stream():
               ("Layer 0, attention: each token notes who stands before it", 1,
                [("before", place, found) for place, found in attention]),
               ("Layer 0, a neuron: after ' is' and a space comes 42", 2, []),
-              ("Layer 1, attention: the text said 7, so 7 wins", 3, [("next", place, found) for place, found in copies])]
+              ("Layer 1, attention: the text said 7, so 7 wins", 3,
+               [("next", place, found) for place, found in copies])]
     frames = []
     for title, part, moves in stages:
         before, now = standing(page, streams[max(part - 1, 0)]), standing(page, streams[part])
