@@ -1,10 +1,17 @@
-"""What the tests ask of the machine that they run on: its memory, its links, and a disk that is full."""
+"""What the tests ask of the machine that they run on: its memory, its links, a disk that is full, and a browser."""
 import re
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from selenium import webdriver
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--window-size=1200,900",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+         "--force-prefers-reduced-motion"]
+needs_chromium = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium and its driver")
 
 
 def anonymous_memory():
@@ -32,3 +39,19 @@ def link(place, folder):
         place.symlink_to(folder, target_is_directory=True)
     except (OSError, NotImplementedError):
         shutil.copytree(folder, place)
+
+
+@contextmanager
+def chromium(profile, **capabilities):
+    """A headless Chromium with `profile`, an empty folder, as its user data, and Selenium's `capabilities`."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in [*FLAGS, f"--user-data-dir={profile}"]:
+        options.add_argument(flag)
+    for name, value in capabilities.items():
+        options.set_capability(name, value)
+    page = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    try:
+        yield page
+    finally:
+        page.quit()

@@ -12,17 +12,13 @@ from urllib.request import urlopen
 
 import nbformat
 import pytest
-from machine import link
+from machine import chromium, link, needs_chromium
 from notebook import CHINESE, ENGLISH, ROOT, read, smollm2
 from save import code_cells, is_measured
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [pytest.mark.weekly, pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium and its driver")]
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--window-size=1200,900",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+pytestmark = [pytest.mark.weekly, needs_chromium]
 # no question about news over the page; every cell on the page at once, not when the browser is idle
 SETTINGS = {"@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
             "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"}}
@@ -69,20 +65,6 @@ def jupyterlab(folder):
         finally:
             server.terminate()
             server.wait(60)
-
-
-@contextmanager
-def chromium(profile):
-    """A headless Chromium with `profile`, an empty folder, as its user data."""
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in [*FLAGS, f"--user-data-dir={profile}"]:
-        options.add_argument(flag)
-    page = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    try:
-        yield page
-    finally:
-        page.quit()
 
 
 def run_all(page):
