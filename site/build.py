@@ -52,11 +52,7 @@ class Renderer(IPythonRenderer):
         self.name, self.folder, self.source = name, folder, source
         self.headings, self.used, self.description = [], set(), ""
         self.formulas = math_core.LatexToMathML()
-        self.markdown = MarkdownWithMath(self)
-
-    def convert(self, text):
-        """The Markdown `text` as HTML."""
-        return self.markdown.render(text)
+        self.convert = MarkdownWithMath(self).render      # Markdown text to HTML
 
     def heading(self, text, level, **attributes):
         """As Jupyter does, the anchor is the title with hyphens for spaces; a second one of that name is numbered."""
@@ -70,8 +66,8 @@ class Renderer(IPythonRenderer):
         return f'<h{level} id="{html.escape(anchor)}">{text}</h{level}>\n'
 
     def paragraph(self, text):
-        """A ✍ in front marks what holds for written weights; the first paragraph describes the page."""
-        self.description = self.description or re.split(r" · <a|\n", plain(text.split(" · <a")[0]))[0]
+        """A ✍ in front marks what holds for written weights; the first paragraph, to its link, describes the page."""
+        self.description = self.description or plain(text.partition(" · <a")[0])
         mark = ' class="written"' if text.startswith("✍") else ""
         return f"<p{mark}>{text}</p>\n"
 
@@ -96,14 +92,6 @@ class Renderer(IPythonRenderer):
     def block_html(self, html):
         """Raw HTML, its pictures in their boxes."""
         return super().block_html(IMG.sub(self.picture, html))
-
-    def inline_html(self, html):
-        """Raw HTML within a line, its pictures in their boxes."""
-        return super().inline_html(IMG.sub(self.picture, html))
-
-    def image(self, text, url, title=None):
-        """A Markdown picture, as `<img>`."""
-        return self.picture(IMG.match(f'<img src="{url}" alt="{html.escape(plain(text))}">'))
 
     def picture(self, match):
         """The picture of the repository that the matched `<img>` shows, copied, with its height said."""
@@ -137,9 +125,11 @@ class Renderer(IPythonRenderer):
 
 def box(src, alt, width, wide, high):
     """A picture of `wide` times `high` pixels, shown at most `width` wide."""
-    kind = "picture wide" if width > 640 and src.startswith("images/plots") else "picture"
-    return (f'<span class="{kind}"><img src="{html.escape(quote(src))}" alt="{html.escape(alt)}" width="{width}" '
-            f'height="{round(high * width / wide)}" loading="lazy" decoding="async"></span>')
+    image = (f'<img src="{html.escape(quote(src))}" alt="{html.escape(alt)}" width="{width}" '
+             f'height="{round(high * width / wide)}" loading="lazy" decoding="async">')
+    if width > 640 and "/plots/" in src:        # small on a phone: a tap shows it alone, to zoom in
+        return f'<span class="picture"><a href="{html.escape(quote(src))}">{image}</a></span>'
+    return f'<span class="picture">{image}</span>'
 
 
 def contents(headings):
