@@ -63,6 +63,7 @@ class Renderer(IPythonRenderer):
             anchor = f"{title.replace(' ', '-')}-{n}"
         self.used.add(anchor)
         self.headings.append((level, anchor, title))
+        text = text.replace("Llama 3", "Llama&nbsp;3")
         return f'<h{level} id="{html.escape(anchor)}">{text}</h{level}>\n'
 
     def paragraph(self, text):

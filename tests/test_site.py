@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -14,6 +13,7 @@ from pages import without_code
 from save import code_cells, text_cells
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
 
 sys.path.insert(0, str(ROOT / "site"))
 import build  # noqa: E402
@@ -143,6 +143,7 @@ def opened(browser, path, width=1280, scheme="light"):
     browser.get("about:blank")
     browser.get_log("performance"), browser.get_log("browser")
     browser.get(path.as_uri())
+    WebDriverWait(browser, 30).until(lambda _: browser.execute_script("return document.readyState") == "complete")
     return browser
 
 
@@ -210,10 +211,9 @@ class TestInBrowser:
         for link, title in list(zip(links, titles))[3::6]:
             menu.is_displayed() and menu.click()
             link.click()
-            time.sleep(0.2)
-            current = [found.get_property("textContent") for found in page.find_elements(
-                By.CSS_SELECTOR, (".above" if width == 390 else ".beside > ol > li >") + " [aria-current]")]
-            assert current == [title]
+            WebDriverWait(page, 20).until(lambda _: title == page.execute_script(
+                "return [...document.querySelectorAll(arguments[0])].map(link => link.textContent).join()",
+                (".above" if width == 390 else ".beside > ol > li >") + " [aria-current]"), title)
             target = page.find_element(By.CSS_SELECTOR, ":target")
             assert 0 <= page.execute_script("return arguments[0].getBoundingClientRect().top", target) < 150
             assert width == 1280 or title in menu.text and not link.is_displayed()
