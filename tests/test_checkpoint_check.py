@@ -250,3 +250,7 @@ def test_command_line(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["checkpoint.py", "convert", str(folder), str(tmp_path / "converted")])
     with pytest.raises(SystemExit, match="Meta's layout already; open the folder in which"):
         checkpoint.main()
+    monkeypatch.setattr(sys, "argv", ["checkpoint.py", "cut", str(folder), str(tmp_path / "whole")])
+    with pytest.raises(SystemExit, match="2"):
+        checkpoint.main()
+    assert "the following arguments are required: --layers" in capsys.readouterr().err
