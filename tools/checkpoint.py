@@ -158,11 +158,14 @@ def write(target, layers, params, vocabulary, weights, head_dim=None):
 def paired(weight, head_dim, path):
     """wq or wk, [heads * head_dim, dim], with the rows as neighbours that RoPE turns together; mapped from `path`.
 
-    transformers has the partner of row i half a head further on (`rotate_half`), Meta in row i + 1.
+    transformers has the partner of row i half a head further on (`rotate_half`), Meta in row i + 1. It is written a
+    head at a time: larger pieces would leave gaps in the memory.
     """
-    halves = weight.unflatten(0, (-1, 2, head_dim // 2))
-    torch.save(halves.transpose(1, 2).reshape(weight.shape), path)
-    return torch.load(path, mmap=True, weights_only=True)
+    with open(path, "wb") as file:
+        for head in weight.split(head_dim):
+            rows = head.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1)
+            file.write(rows.contiguous().view(torch.uint8).numpy())
+    return torch.from_file(str(path), size=weight.numel(), dtype=weight.dtype).view(weight.shape)
 
 
 def trimmed(weights):
