@@ -110,6 +110,7 @@ def test_smollm2_is_metas(smol):
         start, new = start + len(new), [ours[-1].argmax().item()]
 
 
+@pytest.mark.slow
 def test_written_model_is_metas(tmp_path):
     """The written model at true 8B shapes; Meta's model has its numbers side by side, as `forward` multiplies them."""
     notebook.write_stand_in(tmp_path / "written-2layers")

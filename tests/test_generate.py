@@ -43,6 +43,7 @@ def test_sample_draws_what_meta_draws(temperature, top_p):
     assert [notebook.sample(row, temperature, top_p) for row in logits] == meta
 
 
+@pytest.mark.slow
 def test_generate_is_greedy_transformers(smol, monkeypatch):
     """64 tokens at temperature 0: `transformers` in bfloat16, shown the same text, says the same id at each place.
 

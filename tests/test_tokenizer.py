@@ -160,6 +160,7 @@ def test_stand_in_is_written_the_same_twice(tmp_path):
     assert digests(tmp_path / "one" / "stand-in-2layers") == digests(tmp_path / "two" / "stand-in-2layers")
 
 
+@pytest.mark.slow
 def test_smollm2_is_written_the_same_twice(tmp_path):
     """Written anew, the bytes of the folder beside the notebook; if they differ, that one is old: delete it."""
     notebook.write_smollm2(tmp_path / "SmolLM2-135M")
