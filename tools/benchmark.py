@@ -132,11 +132,13 @@ def in_turn(ours, theirs, rounds):
 def against_transformers(length):
     """Rows for a text of `length` tokens on SmolLM2 in bfloat16: reading the text, and one more token."""
     page, llama = functions(), functions().load_llama(smollm2())
-    theirs, text = in_transformers(llama), torch.arange(1000, 1000 + length)
+    text = torch.arange(1000, 1000 + length)
     if length > 1000:
         base = anonymous_memory()
         with memory_watched() as peak:
             ours = seconds(lambda: list(page.continuation(llama, text.tolist(), 1, 0.0, 1.0)), 1)
+    theirs = in_transformers(llama)
+    if length > 1000:
         other = seconds(lambda: theirs(text[None], use_cache=True, logits_to_keep=1), 1)
         report(f"a prompt of {length:,} tokens", f"{ours:.1f} s", f"{ours / other:.1f} times transformers' time",
                "<= 3.2" if length < 3000 else "<= 4")
