@@ -55,12 +55,6 @@ def stream_frame(page, title, labels, bars):
     return picture(figure)
 
 
-def standing(page, rows):
-    """The bars of a stream `rows` [seq, dim], as they stand."""
-    return [(digits, LEFT[name], row, name, 1) for name, (columns, _) in page.registers.items()
-            for row, digits in enumerate(rows[:, columns].float()) if digits.abs().min() > 0.5]
-
-
 def stream():
     """images/stream.gif: the embedding, who moving into before, the fact, and 7 copied over 42."""
     page = functions()
@@ -70,23 +64,22 @@ def stream():
     labels = page.show_tokens(written.tokenizer, tokens)
     _, streams, looks = page.watch(written, tokens)
     copier = looks[1, 3].argmax(dim=-1).tolist()
-    attention = [(place, max(place - 1, 0)) for place in range(len(tokens))]
+    notes = [(place, max(place - 1, 0)) for place in range(len(tokens))]
     copies = [(place, found) for place, found in enumerate(copier) if found > 0]
-    stages = [("The embedding: each token's number, as a barcode", 0, []),
-              ("Layer 0, attention: each token notes who stands before it", 1,
-               [("before", place, found) for place, found in attention]),
-              ("Layer 0, a neuron: after ' is' and a space comes 42", 2, []),
-              ("Layer 1, attention: the text said 7, so 7 wins", 3,
-               [("next", place, found) for place, found in copies])]
-    frames = []
-    for title, part, moves in stages:
-        before, now = standing(page, streams[max(part - 1, 0)]), standing(page, streams[part])
+    stages = [("The embedding: each token's number, as a barcode", "who", []),
+              ("Layer 0, attention: each token notes who stands before it", "before", notes),
+              ("Layer 0, a neuron: after ' is' and a space comes 42", "next", []),
+              ("Layer 1, attention: the text said 7, so 7 wins", "next", copies)]
+    frames, standing = [], []
+    for (title, register, moves), rows in zip(stages, streams):
         for step in range(1, 10 if moves else 1):
             share = step / 10
-            flying = [(streams[0, found, page.WHO].float(), share * LEFT[register],
-                       found + share * (place - found) + 0.001, register, 0.9) for register, place, found in moves]
-            frames.append(stream_frame(page, title, labels, before + flying))
-        frames += [stream_frame(page, title, labels, now)] * HOLD
+            flying = [(rows[found, page.WHO].float(), share * LEFT[register], found + share * (place - found) + 0.001,
+                       register, 0.9) for place, found in moves]
+            frames.append(stream_frame(page, title, labels, standing + flying))
+        standing = [(digits, LEFT[name], row, name, 1) for name, (columns, _) in page.registers.items()
+                    for row, digits in enumerate(rows[:, columns].float()) if digits.abs().min() > 0.5]
+        frames += [stream_frame(page, title, labels, standing)] * HOLD
     save("stream", frames, 110)
 
 
