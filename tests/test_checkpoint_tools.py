@@ -233,7 +233,6 @@ def test_logits_are_those_of_transformers(source, changes, rewritten):
     assert agree(folder, target)
     have = torch.load(target / PTH, mmap=True, weights_only=True)
     assert {weight.dtype for weight in have.values()} == {changes.get("dtype", torch.bfloat16)}
-    assert (target / PTH).stat().st_size < sum({w.data_ptr(): w.nbytes for w in have.values()}.values()) + 12_000
     tied = have["tok_embeddings.weight"].data_ptr() == have["output.weight"].data_ptr()
     assert tied == changes.get("tie_word_embeddings", False)
     checkpoint.check(target)

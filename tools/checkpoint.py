@@ -150,16 +150,6 @@ def paired(weight, head_dim, path):
     return torch.from_file(str(path), size=weight.numel(), dtype=weight.dtype).view(weight.shape)
 
 
-def alone(weight):
-    """`weight` on a storage that holds nothing else, since `torch.save` writes a tensor's whole storage.
-
-    It is a window on the mapped file, no copy.
-    """
-    begin = weight.storage_offset() * weight.itemsize
-    window = weight.untyped_storage()[begin:begin + weight.nbytes]
-    return torch.empty(0, dtype=weight.dtype).set_(window, 0, weight.shape)
-
-
 def params_of(path):
     """The content of params.json, and whether the output is the embedding, from the config.json at `path`.
 
@@ -266,8 +256,9 @@ def convert(source, target):
     weights = weights_of(source, params, tied)
     n_vocab = kept_tokens(source / "tokenizer.json", params["vocab_size"])
     for name in ("tok_embeddings.weight", "output.weight"):
-        weights[name] = weights[name][:n_vocab]
-    weights = {name: alone(weight) for name, weight in weights.items()}
+        rows = weights[name][:n_vocab]
+        window = rows.untyped_storage()[:rows.nbytes]  # no copy, but without the rest, which would be written as well
+        weights[name] = torch.empty(0, dtype=rows.dtype).set_(window, 0, rows.shape)
     if tied:
         weights["output.weight"] = weights["tok_embeddings.weight"]
     write(target, params | {"vocab_size": n_vocab}, notebook.packaged, weights, params["dim"] // params["n_heads"])
