@@ -1,11 +1,15 @@
 """What the tests ask of the machine that they run on: its memory, its links, a disk that is full, and a browser."""
+import json
 import re
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
+import torch
 from selenium import webdriver
+from selenium.webdriver.support.ui import WebDriverWait
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--window-size=1200,900",
@@ -42,16 +46,49 @@ def link(place, folder):
 
 
 @contextmanager
-def chromium(profile, **capabilities):
-    """A headless Chromium with `profile`, an empty folder, as its user data, and Selenium's `capabilities`."""
+def quiet(folder):
+    """In `folder`, on one thread, since two wait long for one another on a busy machine; plots are never shown."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    plt.switch_backend("agg")
+    with plt.rc_context(), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(plt, "show", lambda: plt.close("all"))
+        yield
+    torch.set_num_threads(threads)
+
+
+@contextmanager
+def chromium(profile):
+    """A headless Chromium with `profile`, an empty folder, as its user data."""
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for flag in [*FLAGS, f"--user-data-dir={profile}"]:
         options.add_argument(flag)
-    for name, value in capabilities.items():
-        options.set_capability(name, value)
-    page = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    browser = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
     try:
-        yield page
+        yield browser
     finally:
-        page.quit()
+        browser.quit()
+
+
+def opened(browser, path, width=1280, scheme="light"):
+    """`browser` with the file at `path` in a window `width` pixels wide, of which it has nothing to complain yet."""
+    window = {"width": width, "height": 844, "mobile": False, "deviceScaleFactor": 1}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", window)
+    media = {"media": "", "features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    browser.get("about:blank")
+    complaints(browser)
+    browser.get(path.as_uri())
+    WebDriverWait(browser, 30).until(lambda _: browser.execute_script("return document.readyState") == "complete")
+    return browser
+
+
+def complaints(browser):
+    """What the console says since it was last asked, and the addresses outside this machine that were asked for."""
+    log = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [event["params"]["request"]["url"] for event in log if event["method"] == "Network.requestWillBeSent"]
+    local = ("file:", "data:", "about:")
+    return browser.get_log("browser") + [address for address in asked if not address.startswith(local)]
