@@ -7,9 +7,8 @@ images/birth.gif shows a previous-token head and an induction head appear while 
 """
 import io
 
-import matplotlib
 import torch
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from notebook import ROOT, functions
 from PIL import Image
 
@@ -20,10 +19,9 @@ LEFT = {"who": 0, "before": 20, "next": 40}             # where a register's fir
 
 
 def picture(figure):
-    """`figure` as an image WIDTH pixels wide; the figure is closed."""
+    """`figure` as an image WIDTH pixels wide."""
     file = io.BytesIO()
     figure.savefig(file, dpi=WIDTH / figure.get_figwidth(), facecolor="white")
-    plt.close(figure)
     return Image.open(file).convert("RGB")
 
 
@@ -37,8 +35,8 @@ def save(name, frames, milliseconds):
 
 def stream_frame(page, title, labels, bars):
     """One frame of stream.gif: `bars` are (digits [17], left edge, row, register, opacity)."""
-    figure, axes = plt.subplots(figsize=(9, 5.6))
-    figure.subplots_adjust(left=0.2, right=0.99, top=0.9, bottom=0.02)
+    figure = Figure(figsize=(9, 5.6))
+    axes = figure.add_axes((0.2, 0.02, 0.79, 0.88))
     for digits, left, row, register, opacity in bars:
         axes.imshow(digits[None], cmap=page.registers[register][1], vmin=-1, vmax=1, aspect="auto", alpha=opacity,
                     extent=(left, left + page.DIGITS, row + 0.58, row), zorder=2)
@@ -97,7 +95,7 @@ def birth():
              "copies what followed": page.best_heads(page.copying(last, 20), 1)[0]}
     frames = []
     for step, looks in seen:
-        figure = plt.figure(figsize=(9, 6))
+        figure = Figure(figsize=(9, 6))
         for i, (name, (layer, head)) in enumerate(heads.items()):
             axes = figure.add_axes((0.08 + 0.47 * i, 0.34, 0.4, 0.56))
             axes.imshow(looks[layer, head], vmin=0, vmax=1, aspect="auto", cmap="Blues")
@@ -113,6 +111,5 @@ def birth():
 
 
 if __name__ == "__main__":
-    matplotlib.use("agg")
     stream()
     birth()
