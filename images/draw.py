@@ -7,7 +7,7 @@ probabilities are those of the English notebook, whose functions compute them. T
 # ruff: noqa: E402, I001
 import io
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -132,18 +132,16 @@ def whole_map(p, t, m):
         p.write(x + 34, 324, word, align="left")
 
 
-def small_map(place):
-    """Register the small map that says where on the page the reader is."""
-    @picture(240, name="map_" + place)
-    def draw(p, t, m):
-        x, here = HERE_ARE[place]
-        draw_map(p, t, m, 76, 50, 32, here)
-        p.box(x - 62, 8, 124, 26, VERMILION, t("you are here", "你在这里"), size=17, round=13, zorder=6)
-        p.arrow((x, 33), (x, 44 if 172 < x < 548 else 76), color=VERMILION, zorder=5)
+def small_map(p, t, m, place):
+    """The whole model, and where in it the reader is: `place` is one of HERE_ARE."""
+    x, here = HERE_ARE[place]
+    draw_map(p, t, m, 76, 50, 32, here)
+    p.box(x - 62, 8, 124, 26, VERMILION, t("you are here", "你在这里"), size=17, round=13, zorder=6)
+    p.arrow((x, 33), (x, 44 if 172 < x < 548 else 76), color=VERMILION, zorder=5)
 
 
 for place in HERE_ARE:
-    small_map(place)
+    picture(240, name="map_" + place)(partial(small_map, place=place))
 
 
 @picture(266)
@@ -175,8 +173,8 @@ def embedding(p, t, m):
         p.box(290, y_row - 6, 164, 12, VERMILION if i == 1 else WEIGHT)
         p.arrow((234, y), (288, y_row), color=color, line=line)
         p.arrow((454, y_row), (528, 69 + 15.5 * i), color=color, line=line)
-    p.dots(90, 246, step_y=11)
-    p.dots(372, 256, step_y=11)
+    p.dots(90, 246, 11)
+    p.dots(372, 256, 11)
     p.rows(530, 62, 170, m.seq, ACTIVATION, 15.5, {1})
 
 
@@ -403,8 +401,8 @@ def logits(p, t, m):
     for i, token in enumerate(ids):
         y, hit = 82 + 33 * i, token == best
         if token is None:
-            p.dots(304, y, step_y=7)
-            p.dots(442, y, step_y=7)
+            p.dots(304, y, 7)
+            p.dots(442, y, 7)
             continue
         p.box(232, y - 12, 144, 24, VERMILION if hit else WEIGHT, str(token))
         p.link((164, 281), (230, y), color=VERMILION if hit else FADED, line=3 if hit else 1.2)
@@ -437,7 +435,7 @@ def circuit(p, t, m):
         p.barcode(x, y, wide, 34, m.code(says), color, says)
         if register == "who":
             p.write(56, y + 17, says, 22, bold=True)
-    p.dots(56, 252, step_y=9)
+    p.dots(56, 252, 9)
     p.link((16, 366), (704, 366), color=GREY)
     for y, below in ((told[0], told[1]), known):
         p.arrow((249, y + 17), (275, y + 17), (275, below + 17), (300, below + 17), color=GREEN, line=3)

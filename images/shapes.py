@@ -18,8 +18,9 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle, Wedge
 from matplotlib.path import Path
 from matplotlib.textpath import TextPath
+from notebook import functions
 
-BLUE, GREEN, VERMILION, GREY = "#0B5394", "#00785A", "#C24E00", "#D9D9D9"    # as on the page
+BLUE, GREEN, VERMILION, GREY = (getattr(functions(), name) for name in ("blue", "green", "vermilion", "grey"))
 WEIGHT, ACTIVATION, FRAME, TEXT, FADED, PAPER = "#F2C75C", "#BFD7EA", "#F5F5F3", "#222222", "#888888", "#FFFFFF"
 SMALL, NORMAL, LARGE, BIG = 16, 18, 20, 24
 SCRATCH = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
@@ -43,7 +44,7 @@ def width_of(text, size=NORMAL, bold=False):
     return TextPath((0, 0), text, size=size, prop=font(bold)).get_extents().width
 
 
-def pale(color, amount=0.78):
+def pale(color, amount):
     """The colour, mixed with that much white."""
     rgb = np.array(matplotlib.colors.to_rgb(color))
     return tuple(rgb + (1 - rgb) * amount)
@@ -83,10 +84,10 @@ class Canvas:
         if lines:
             self.named(x + width / 2, y + height / 2, *lines, color=color or ink(fill), size=size)
 
-    def tensor(self, x, y, width, name, *lines, height=20, fill=ACTIVATION):
+    def tensor(self, x, y, width, name, shape):
         """A tensor as a flat box whose middle line is y, with its name and shape above."""
-        self.box(x, y - height / 2, width, height, fill)
-        self.named(x + width / 2, y - height / 2 - 34, name, *lines)
+        self.box(x, y - 10, width, 20, ACTIVATION)
+        self.named(x + width / 2, y - 44, name, shape)
 
     def arrow(self, *points, color=TEXT, line=2, zorder=4):
         """An arrow along the points."""
@@ -99,9 +100,9 @@ class Canvas:
         for path in paths:
             self.arrow(*path)
 
-    def link(self, *points, color=TEXT, line=2, zorder=2):
+    def link(self, *points, color=TEXT, line=2):
         """A line along the points, without a tip."""
-        self.ax.plot(*zip(*points), color=color, linewidth=0.75 * line, zorder=zorder, solid_capstyle="butt",
+        self.ax.plot(*zip(*points), color=color, linewidth=0.75 * line, zorder=2, solid_capstyle="butt",
                      solid_joinstyle="miter")
 
     def sign(self, x, y, text, color=TEXT, radius=13):
@@ -116,10 +117,10 @@ class Canvas:
         self.box(x0, y - thick / 2, x1 - x0, thick, color, zorder=2)
         self.write(x0 + 12, y, text, color=PAPER, align="left", bold=True)
 
-    def dots(self, x, y, step_x=0, step_y=0):
-        """Three dots around (x, y): and so on."""
+    def dots(self, x, y, step):
+        """Three dots below each other around (x, y), `step` apart: and so on."""
         for i in (-1, 0, 1):
-            self.ax.add_patch(Circle((x + i * step_x, y + i * step_y), 2, color=TEXT, zorder=4))
+            self.ax.add_patch(Circle((x, y + i * step), 2, color=TEXT, zorder=4))
 
     def token(self, x, y, text, fill=ACTIVATION, width=None, height=30, size=NORMAL):
         """A token in a rounded box with its left middle at (x, y). Returns the width of the box."""
