@@ -49,3 +49,8 @@ def pictures_of(text):
         found.append((attributes.get("src", ""), html.unescape(attributes.get("alt", "")), attributes.get("width")))
     found += [(path, alt, None) for alt, path in re.findall(r"!\[([^\]]*)\]\(([^)\s]+)\)", text)]
     return [picture for picture in found if not re.match(r"\w+:", picture[0])]
+
+
+def answers(text):
+    """The folded answers with code in the Markdown `text`, as pairs: the code, what the page says that it shows."""
+    return re.findall(r"```python\n(.*?)\n```\s*```text\n(.*?)\n```", text, re.S)
