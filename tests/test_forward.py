@@ -72,17 +72,6 @@ def test_gaps_of_params_json_are_filled_as_meta_fills_them(tmp_path, params):
     assert agree_in_steps(llama, model, random_tokens(llama.config, 601), [600, 1])
 
 
-@pytest.mark.parametrize("lengths", [[600, 1, 1], [300, 300]], ids=str)
-def test_scaled_rope_is_metas(lengths):
-    """Llama 3.1's slower rotations, at positions where they show."""
-    params = SMALL | {"use_scaled_rope": True}
-    llama = random_llama(params)
-    tokens = random_tokens(llama.config, sum(lengths))
-    assert agree_in_steps(llama, meta_model(llama, params), tokens, lengths)
-    plain = SimpleNamespace(weights=llama.weights, config=llama.config | {"use_scaled_rope": False})
-    assert not torch.equal(notebook.forward(llama, tokens), notebook.forward(plain, tokens))
-
-
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("head_dim, theta", [(128, 500000.0), (64, 500000.0), (64, 100000.0), (128, 10000.0)])
 def test_rotations_are_metas(head_dim, theta, scaled):
