@@ -238,6 +238,17 @@ def test_logits_are_those_of_transformers(source, changes, rewritten):
     checkpoint.check(target)
 
 
+def test_convert_keeps_the_first_layers(source):
+    """With --layers 2, what `cut` leaves of the whole; four are refused where there are three."""
+    folder = source()
+    whole, two, then_two = [folder.with_name(name) for name in ("whole", "two", "then-two")]
+    checkpoint.convert(folder, whole)
+    checkpoint.cut(whole, then_two, 2)
+    checkpoint.convert(folder, two, 2)
+    assert [*state(two).values()] == [*state(then_two).values()]
+    assert "--layers 4 is not possible" in refused(checkpoint.convert, folder, folder.with_name("four"), 4)
+
+
 def test_other_tokens(source, capsys):
     """A fine-tune with 32 added rows, two of them with names, and with other names for Meta's special tokens."""
     renamed = {"<|begin_of_text|>": "<s>", "<|step_id|>": "<|reserved_special_token_250|>"}

@@ -5,7 +5,7 @@
     python tools/checkpoint.py convert Llama-3.2-1B-HF Llama-3.2-1B
 
 `check` says whether the notebook can open a folder, and if not, why and what helps. `cut` keeps the first layers.
-`convert` rewrites a folder in Hugging Face's layout into Meta's. SRC is only read; DST appears when it is complete, or
+`convert` rewrites a folder in Hugging Face's layout into Meta's, or with --layers N its first layers. SRC is only read; DST appears when it is complete, or
 not at all. Files are mapped: no command needs as much memory as a layer takes. What `convert` changes, the rows of wq
 and wk, waits beside DST until all is done (1.3 GB for the 8B).
 """
@@ -238,22 +238,33 @@ def check(folder):
         print('If it is a Llama 3.2, add "rope_scaling_factor": 32 to its params.json.')
 
 
+def first(layers, weights, n_layers):
+    """Those of the `weights` of a model of `n_layers` that one of the first `layers` needs; exits if it has fewer."""
+    if not 1 <= layers <= n_layers:
+        sys.exit(f"--layers {layers} is not possible; choose from 1 to {n_layers}.")
+    return {name: weight for name, weight in weights.items()
+            if not name.startswith("layers.") or int(name.split(".")[1]) < layers}
+
+
 def cut(source, target, layers):
     """Write the first `layers` of `source`, a folder in Meta's layout, to `target`, bit for bit."""
     config, weights = opened(source)
-    if not 1 <= layers <= config["n_layers"]:
-        sys.exit(f"--layers {layers} is not possible; choose from 1 to {config['n_layers']}.")
-    weights = {name: weight for name, weight in weights.items()
-               if not name.startswith("layers.") or int(name.split(".")[1]) < layers}
+    weights = first(layers, weights, config["n_layers"])
     write(target, read_json(source / PARAMS) | {"n_layers": layers}, source / VOCABULARY, weights)
 
 
-def convert(source, target):
-    """Write `source`, a folder in Hugging Face's layout, to `target` in Meta's, without tokens that were added."""
+def convert(source, target, layers=None):
+    """Write `source`, a folder in Hugging Face's layout, to `target` in Meta's: all layers, or so many of the first.
+
+    The rows of tokens that were added to Llama 3's are left out.
+    """
     if (source / PTH).exists() or (source / "original" / PTH).exists():
         refuse(source, "holds Meta's layout already", f"open the folder in which {PTH} is")
     params, tied = params_of(source / "config.json")
     weights = weights_of(source, params, tied)
+    if layers is not None:
+        weights = first(layers, weights, params["n_layers"])
+        params["n_layers"] = layers
     n_vocab = kept_tokens(source / "tokenizer.json", params["vocab_size"])
     for name in ("tok_embeddings.weight", "output.weight"):
         rows = weights[name][:n_vocab]
@@ -273,8 +284,7 @@ def main():
         command = commands.add_parser(name)
         command.add_argument("source", metavar="SRC", type=Path)
         command.add_argument("target", metavar="DST", type=Path, help="the folder to write")
-        if name == "cut":
-            command.add_argument("--layers", metavar="N", type=int, required=True, help="how many layers to keep")
+        command.add_argument("--layers", metavar="N", type=int, required=name == "cut", help="how many layers to keep")
     options = vars(parser.parse_args())
     {"check": check, "cut": cut, "convert": convert}[options.pop("command")](**options)
 
