@@ -479,33 +479,6 @@ def kv_cache(p, t, m):
         p.write(x + 32, 404, text, align="left")
 
 
-@picture(440)
-def last(p, t, m):
-    """Three models, the same two patterns of attention in each, on one stream."""
-    count, half, layer = 11, 5, t("layer {}", "第{}层")
-    back = np.where(np.triu(np.ones((count, count), bool), 1), np.nan, np.eye(count, k=-1))
-    copies = np.where(np.isnan(back), np.nan, 0)
-    for i in range(count):
-        copies[i, i - half + 1 if i > half else 0] = 1
-    for x, title, text, *heads in (
-            (14, t("written", "手写"), t("2 layers, by hand", "2层，我们写的"), "(0, 0)", "(1, 5)"),
-            (248, t("found", "找到"), "SmolLM2-135M", "(16, 0)", "(18, 6)"),
-            (482, t("grown", "长出"), t("2 layers, from noise", "2层，从噪声开始"), layer.format(0), layer.format(1))):
-        p.box(x, 12, 224, 350, FRAME, round=10, zorder=1)
-        p.write(x + 112, 40, title, BIG, bold=True)
-        p.write(x + 112, 72, text)
-        p.stream(x + 8, x + 216, 334, thick=16)
-        for left, looks, head, color, name in ((x + 8, back, heads[0], GREEN, t("previous", "前词元头")),
-                                               (x + 117, copies, heads[1], VERMILION, t("induction", "归纳头"))):
-            p.write(left + 50, 108, name, SMALL, color, bold=True)
-            p.write(left + 50, 130, head, SMALL)
-            p.cells(left, 146, looks, 9, 9)
-            p.arrow((left + 20, 322), (left + 20, 252))
-            p.arrow((left + 78, 248), (left + 78, 322), color=color, line=2.5)
-            p.sign(left + 78, 334, "+", color, 10)
-    p.write(360, 400, t("one mechanism, three times", "同一套机制，三次"), BIG, bold=True)
-
-
 def main(names):
     """Write the pictures, all or those named, in at most 128 colours, which makes them a third as large."""
     for name in names or PICTURES:

@@ -5,9 +5,9 @@
     python tools/checkpoint.py convert Llama-3.2-1B-HF Llama-3.2-1B
 
 `check` says whether the notebook can open a folder, and if not, why and what helps. `cut` keeps the first layers.
-`convert` rewrites a folder in Hugging Face's layout into Meta's, or with --layers N its first layers. SRC is only read; DST appears when it is complete, or
-not at all. Files are mapped: no command needs as much memory as a layer takes. What `convert` changes, the rows of wq
-and wk, waits beside DST until all is done (1.3 GB for the 8B).
+`convert` rewrites a folder in Hugging Face's layout into Meta's, or with --layers N its first layers. SRC is only
+read; DST appears when it is complete, or not at all. Files are mapped: no command needs as much memory as a layer
+takes. What `convert` changes, the rows of wq and wk, waits beside DST until all is done (1.3 GB for the 8B).
 """
 import argparse
 import json
