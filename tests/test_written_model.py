@@ -21,8 +21,11 @@ TEXTS = ["She opened the window, because a room had been shut all winter; then w
          "Photosynthesis turns light, water and carbon dioxide into sugar.", "Wir suchen heute im Wald nach Pilzen."]
 
 
-@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.slow if not size else ())
-                                        for name, size in SIZES.items()])
+LARGE = "32 layers", "the 8B's"
+
+
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.slow if name in LARGE else ())
+                                        for name in SIZES])
 def llama(request):
     """A written Llama, its numbers side by side, so that it answers quickly; in float32, which changes none of them."""
     config = TRUE | SIZES[request.param]
