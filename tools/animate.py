@@ -42,6 +42,7 @@ def stream_frame(page, title, labels, bars):
                     extent=(left, left + page.DIGITS, row + 0.58, row), zorder=2)
         word = page.say(digits)
         if opacity == 1 and row == int(row) and word != "nothing":
+            word = word[1:-1].replace(" ", "␣")
             axes.text(left + page.DIGITS / 2, row + 0.77, word, ha="center", va="center", fontsize=10)
     for register, left in LEFT.items():
         axes.text(left + page.DIGITS / 2, -0.35, register, ha="center", fontsize=14, color=page.blue)
@@ -66,7 +67,7 @@ def stream():
     copies = [(place, found) for place, found in enumerate(copier) if found > 0]
     stages = [("The embedding: each token's number, as a barcode", "who", []),
               ("Layer 0, attention: each token notes who stands before it", "before", notes),
-              ("Layer 0, a neuron: after ' is' and a space comes 42", "next", []),
+              ("Layer 0, a neuron: after ␣is and ␣ comes 42", "next", []),
               ("Layer 1, attention: the text said 7, so 7 wins", "next", copies)]
     frames, standing = [], []
     for (title, register, moves), rows in zip(stages, streams):
