@@ -305,7 +305,7 @@ def mask(p, t, m):
 
 @picture(354)
 def values(p, t, m):
-    """The fourth token's weights times the values, which are barcodes, added up to one row of the head's output."""
+    """The fourth token's weights times the values, which are barcodes, added up to its row of the head's output."""
     here, wide = 3, 9 * m.nb.DIGITS
     p.named(226, 32, f"weights[{here}]", f"[{m.seq}]")
     p.named(382, 32, "v", f"[{m.seq}, {m.head_dim}]")
@@ -322,7 +322,8 @@ def values(p, t, m):
     p.arrow((608, 242), (608, 294))
     p.sign(608, 266, "+")
     p.barcode(532, 298, wide, 30, m.nb.barcode(m.tokens[here - 1]).tolist(), BLUE, m.words[here - 1])
-    p.write(514, 313, t(f"row {here} of the head's output", f"这个头的输出，第{here}行"), align="right", bold=True)
+    word = m.words[here]
+    p.write(514, 313, t(f"the head's output for {word}", f"这个头给{word}的输出"), align="right", bold=True)
 
 
 @picture(352)

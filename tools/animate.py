@@ -102,13 +102,15 @@ def birth():
             axes.imshow(looks[layer, head], vmin=0, vmax=1, aspect="auto", cmap="Blues")
             axes.set_title(f"layer {layer}: {name}", fontsize=15)
             axes.set(xticks=[], yticks=[])
+            axes.set_xlabel("the token looked at", fontsize=12)
+            axes.set_ylabel("the token that looks", fontsize=12)
         axes = figure.add_axes((0.08, 0.09, 0.87, 0.2))
         axes.plot(losses[:step], color=page.vermilion, linewidth=2)
         axes.set(xlim=(0, 300), ylim=(0, 4.5), yticks=[0, 2, 4])
         axes.set_ylabel("loss", fontsize=13)
         axes.set_xlabel(f"training step {step}", fontsize=13)
         frames.append(picture(figure))
-    save("birth", frames, 120)
+    save("birth", [frames[-1], *frames], 120)  # the end comes first, too: a page may show no other
 
 
 if __name__ == "__main__":
