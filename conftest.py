@@ -1,4 +1,4 @@
-"""Every pytest run computes on the CPU, on checkpoints made anew: what lies beside the notebooks is not read.
+"""Every pytest run computes on the CPU, on checkpoints made anew; only SmolLM2-135M, once written, is read again.
 
 The English notebook opens two layers cut from a written model of 32, the Chinese one makes a blank model. Its cells are
 slow tests; those marked `weekly` run with --weekly alone.
@@ -50,3 +50,10 @@ def cut_checkpoint(scratch):
     functions().write_stand_in(scratch / "written-32layers", functions().llama3_8b)
     cut(scratch / "written-32layers", scratch / "cut-2layers", 2)
     return scratch / "cut-2layers"
+
+
+@pytest.fixture(scope="session")
+def smol():
+    """SmolLM2-135M in Meta's layout, beside the notebook; written when missing."""
+    from notebook import functions, smollm2
+    return functions().load_llama(smollm2())

@@ -3,7 +3,9 @@ import html
 import re
 from urllib.parse import unquote
 
-from notebook import read
+from notebook import CHINESE, ENGLISH, ROOT, read
+
+PAGES = [ENGLISH, CHINESE, ROOT / "README.md", ROOT / "README_zh.md"]
 
 
 def text_of(path):

@@ -6,10 +6,9 @@ import re
 
 import pytest
 from matplotlib.image import imread
-from notebook import CHINESE, ENGLISH, ROOT
-from pages import pictures_of, text_of
+from notebook import ROOT
+from pages import PAGES, pictures_of, text_of
 
-PAGES = [ENGLISH, CHINESE, ROOT / "README.md", ROOT / "README_zh.md"]
 FILES = [path for path in sorted((ROOT / "images").rglob("*")) if path.suffix in (".png", ".gif")]
 
 

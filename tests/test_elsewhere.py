@@ -1,21 +1,15 @@
 """The English notebook in other places: alone in an empty folder, on Colab, on other processors, on an accelerator."""
-import json
-import os
 import platform
 import sys
-import venv
-from importlib.metadata import distribution, distributions
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from machine import link
 from notebook import ROOT, first_part, functions, printed, read, run, smollm2, source, stderr
-from packaging.requirements import Requirement
 from save import code_cells, is_measured
 from torch._subclasses import FakeTensorMode
 
-COLAB_HAS = ["torch", "numpy", "matplotlib", "ipykernel", "regex", "requests", "pyyaml", "tqdm"]
 # The instructions that oneDNN may multiply with, and those that PyTorch may do all else with.
 PROCESSORS = {
     "AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},
@@ -35,56 +29,6 @@ def test_first_part_alone(tmp_path):
     notebook = run(first_part(read()), tmp_path, LLAMA3_CHECKPOINT=None)
     assert other_outputs(notebook) == [] and stderr(notebook) == ""
     assert [path.name for path in tmp_path.iterdir()] == ["blank-2layers"]
-
-
-def with_dependencies(names):
-    """`names` and all that these installed distributions require here, directly or not; distributions by name."""
-    found, waiting = {}, list(names)
-    while waiting:
-        dist = distribution(waiting.pop())
-        if dist.name not in found:
-            found[dist.name] = dist
-            needs = map(Requirement, dist.requires or [])
-            waiting += [need.name for need in needs if not need.marker or need.marker.evaluate({"extra": ""})]
-    return found
-
-
-def colab(folder):
-    """Make a Python in `folder` with pip, COLAB_HAS and `google.colab`, the kernel "colab"; return its own packages.
-
-    What Colab has are links to the packages that run this test, in a folder of their own.
-    """
-    venv.create(folder, with_pip=True)
-    own = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
-    links, kernel = folder / "has", folder / "kernels" / "colab" / "kernel.json"
-    links.mkdir()
-    for dist in with_dependencies(COLAB_HAS).values():
-        for top in {file.parts[0] for file in dist.files} - {"..", "__pycache__"}:
-            if not (links / top).exists():
-                (links / top).symlink_to(dist.locate_file(top))
-    (own / "google" / "colab").mkdir(parents=True)
-    (own / "google" / "colab" / "__init__.py").touch()
-    (own / "colab.pth").write_bytes(f"{links}\nimport google.colab\n".encode())
-    kernel.parent.mkdir(parents=True)
-    argv = [str(folder / "bin" / "python"), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    kernel.write_bytes(json.dumps({"argv": argv, "display_name": "Colab", "language": "python"}).encode())
-    return own
-
-
-@pytest.mark.weekly
-@pytest.mark.skipif(os.name == "nt", reason="Colab is Linux")
-def test_whole_page_on_colab(tmp_path):
-    """It installs what its first cell pins and nothing else, and shows what is saved."""
-    own = colab(tmp_path / "colab")
-    before = {dist.name for dist in distributions(path=[str(own)])}
-    notebook = read()
-    notebook.metadata.kernelspec.name = "colab"
-    (tmp_path / "content").mkdir()
-    run(notebook, tmp_path / "content", JUPYTER_PATH=tmp_path / "colab", LLAMA3_CHECKPOINT=None)
-    assert other_outputs(notebook) in ([], ["setup"]) and stderr(notebook) == ""  # pip has a note of its own
-    installed = {f"{dist.name.lower().replace('_', '-')}=={dist.version}" for dist in distributions(path=[str(own)])
-                 if dist.name not in before}
-    assert installed == {word for word in read().cells[1].source.split() if "==" in word}
 
 
 @pytest.mark.parametrize("on_colab", [True, False])

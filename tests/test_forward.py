@@ -14,7 +14,7 @@ import torch
 import torch.distributed
 from llama_models.llama3.model import precompute_freqs_cis
 from models import MODELS, SMALL, in_transformers, meta_model, random_llama, random_tokens
-from notebook import functions, smollm2
+from notebook import functions
 
 notebook = functions()
 
@@ -81,12 +81,6 @@ def test_rotations_are_metas(head_dim, theta, scaled):
     reference = precompute_freqs_cis(head_dim, 131072, theta, scaled)
     assert torch.equal(notebook.rope(config, 0, 131072), reference)
     assert torch.equal(notebook.rope(config, 100000, 100017), reference[100000:100017])
-
-
-@pytest.fixture(scope="module")
-def smol():
-    """SmolLM2-135M in Meta's layout, beside the notebook; written when missing."""
-    return notebook.load_llama(smollm2())
 
 
 def test_smollm2_is_metas(smol):

@@ -10,15 +10,9 @@ from llama_models.datatypes import RawMessage
 from llama_models.llama3.chat_format import ChatFormat
 from llama_models.llama3.tokenizer import Tokenizer
 from models import in_transformers
-from notebook import functions, smollm2, tokenizer_model
+from notebook import functions, tokenizer_model
 
 notebook = functions()
-
-
-@pytest.fixture(scope="module")
-def smol():
-    """SmolLM2-135M in Meta's layout, beside the notebook; written when missing."""
-    return notebook.load_llama(smollm2())
 
 
 def meta_sample_top_p():

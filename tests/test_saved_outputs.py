@@ -1,22 +1,12 @@
-"""The saved outputs, where nbval does not look: they are of one run, complete, and could be of any machine.
+"""The saved outputs, where nbval does not look: they are of one run, with every plot and without a complaint.
 
 That both notebooks have the same is the concern of test_translation.py.
 """
 import ast
-import re
 
 import pytest
-from notebook import CHINESE, ENGLISH, ROOT, pictures, printed, read, source
-from save import code_cells, is_measured
-
-PACKAGES = re.findall(r"^[\w-]+==(\S+)", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.M)
-NOT_COMPARABLE = {
-    "absolute path": r"(?<![\w.:/])/(?:home|root|tmp|usr|var|work|content|Users|opt|mnt|private)/|\b[A-Z]:\\",
-    "version of a package": "|".join(rf"(?<![\d.]){re.escape(version)}(?![\d.])" for version in PACKAGES),
-    "timing": r"\d ?(?:ns|µs|us|ms|s|sec|seconds|minutes|it/s|s/it)\b|\d:\d\d\b",
-    "memory address": r"\b0x[0-9a-f]{6,}",
-    "process id": r"(?i)\bpid\b|ipykernel_\d",
-}
+from notebook import CHINESE, ENGLISH, pictures, printed, read, source
+from save import code_cells
 
 
 @pytest.fixture(params=[ENGLISH, CHINESE], ids=["english", "chinese"])
@@ -56,15 +46,3 @@ def test_no_complaints(code):
     """No error and nothing on stderr."""
     assert [cell.id for cell in code for output in cell.outputs
             if output.output_type == "error" or output.get("name") == "stderr"] == []
-
-
-@pytest.mark.parametrize("what", NOT_COMPARABLE)
-def test_outputs_can_be_compared(code, what):
-    """Nothing that differs from machine to machine stands in an output that nbval compares."""
-    found = {cell.id: re.findall(NOT_COMPARABLE[what], printed(cell)) for cell in code if not is_measured(cell)}
-    assert {name: parts for name, parts in found.items() if parts} == {}
-
-
-def test_few_are_not_compared(code):
-    """At most five cells measure; all others are compared."""
-    assert len([cell for cell in code if is_measured(cell)]) <= 5

@@ -10,12 +10,11 @@ import pytest
 import torch
 from machine import link, quiet
 from nbformat.v4 import new_code_cell
-from notebook import CHINESE, ENGLISH, ROOT, environment, first_part, functions, read, smollm2, source, with_prompt
-from pages import answers, text_of, without_code
+from notebook import ENGLISH, environment, first_part, functions, read, smollm2, source, with_prompt
+from pages import PAGES, answers, text_of, without_code
 from save import code_cells, is_measured
 from torch.overrides import TorchFunctionMode
 
-PAGES = [ENGLISH, CHINESE, ROOT / "README.md", ROOT / "README_zh.md"]
 OTHER = {"dim": 384, "n_layers": 3, "n_heads": 6, "n_kv_heads": 2, "vocab_size": 128256, "multiple_of": 32,
          "ffn_dim_multiplier": None, "norm_eps": 1e-05, "rope_theta": 10000.0}
 # What section 14 tells of the cache, at the 8B's widths: all tokens, then one more, then another.
