@@ -159,6 +159,36 @@ def tokens(p, t, m):
     p.named(x + 24, y + 14, "tokens", f"[{m.seq}]", align="left", size=LARGE)
 
 
+@picture(300)
+def checkpoint(p, t, m):
+    """The three files on the left, and on the right the tensors of the blank one, names on empty tables."""
+    files = (("params.json", t("the sizes", "尺寸")), ("tokenizer.model", t("the pieces of text", "文本片段")),
+             ("consolidated.00.pth", t("the weights", "权重")))
+    p.write(102, 26, "blank-2layers", bold=True)
+    for i, (name, says) in enumerate(files):
+        p.box(14, 48 + 72 * i, 176, 54, FRAME, name, says, size=17, round=6)
+    p.arrow((190, 219), (222, 219))
+    p.box(226, 12, 480, 250, FRAME, round=10, zorder=1)
+
+    def empty(x, y, width, name):
+        p.box(x, y, width, 28, PAPER, edge=WEIGHT, line=2)
+        p.write(x + width / 2, y + 14, name, SMALL)
+
+    empty(240, 22, 452, f"tok_embeddings {m.shape_of('tok_embeddings')}")
+    for layer in range(m.nb.two_layers["n_layers"]):
+        y = 62 + 78 * layer
+        p.write(240, y + 32, f"layers.{layer}", SMALL, align="left", bold=True)
+        for row, parts in enumerate((("attention_norm", "wq", "wk", "wv", "wo"), ("ffn_norm", "w1", "w2", "w3"))):
+            empty(316, y + 34 * row, 130, parts[0])
+            step = 246 / (len(parts) - 1)
+            for i, name in enumerate(parts[1:]):
+                empty(452 + step * i, y + 34 * row, step - 6, name)
+    empty(240, 220, 206, "norm")
+    empty(452, 220, 240, "output")
+    count = len(m.nb.expected_shapes(m.nb.defaults | m.nb.two_layers))
+    p.write(466, 282, t(f"{count} tensors, every number is 0", f"{count}个张量，每个数都是0"))
+
+
 @picture(352)
 def embedding(p, t, m):
     """Ids on the left, the table in the middle, the rows that the ids pick on the right."""
