@@ -132,9 +132,10 @@ function draw_guesses() {
   const guess = id => make("button", {type: "button", "data-word": now.words[id]},
     make("i", {style: `width: ${100 * now.chances[id]}%`}), make("b", {}, now.words[id]),
     make("small", {}, percent(now.chances[id])));
-  const nothing = make("p", {}, now.ids.length > 1 ? T.clueless : T.empty);
+  const nothing = make("p", {}, now.ids.length > 1 ? T.clueless : now.typing ? "…" : T.empty);
   $("guesses").replaceChildren(...clueless ? [nothing] : best.map(guess));
-  const notes = [], example = T.tries.find(({text}) => text === $("text").value);
+  const plain = text => split(text).join(" "), written = plain($("text").value);
+  const notes = [], example = T.tries.find(({text}) => plain(text) === written);
   if (example && !silent.size && facts.includes(first_fact)) notes.push(fill_in(example.why));
   if (now.typing) notes.push(fill_in(T.typing, {word: now.typing}));
   if (now.fresh.length) notes.push(fill_in(T.new, {words: now.fresh.slice(0, 12).join(T.comma)}));
@@ -157,11 +158,14 @@ function sentences() {                                    // what happened on th
   else if (step >= 2 && register(2, NEXT))
     said.push(fill_in(T.fact, {before, who, answer: [register(2, NEXT), "next"]}));
   if (step < 3) return said;
-  const weights = now.looks[COPY.layer][COPY.head][i], most = Math.max(...weights), place = weights.indexOf(most);
-  const found = [shown(now.ids[place]), "next"];
+  const shares = new Map();                               // of the copying head's look, for every word
+  now.looks[COPY.layer][COPY.head][i].forEach((share, j) =>
+    shares.set(now.ids[j], share + (shares.get(now.ids[j]) || 0)));
+  const [id, most] = [...shares].reduce((best, next) => next[1] > best[1] ? next : best);
+  const found = [shown(id), "next"];
   if (silent.has("1.3")) said.push([T.copy_off]);
   else if (blind) said.push(fill_in(T.no_notes, {who}));
-  else if (!place) said.push(fill_in(T.rest, {who}));
+  else if (!id) said.push(fill_in(T.rest, {who}));
   else {
     const text = most > 0.97 ? T.copy : most > 0.55 ? T.copy_nearest : T.copy_mixed;
     said.push(fill_in(text, {who, found, share: percent(most)}));
@@ -232,7 +236,7 @@ function say(text) {
 function list_facts() {
   $("facts").replaceChildren(...facts.map(([before, who, answer], i) => {
     const fact = before + T.space + who + " → " + answer, label = T.forget.replace("{fact}", fact);
-    return make("button", {type: "button", "data-fact": i, "aria-label": label}, fact, make("span", {}, " ×"));
+    return make("span", {}, fact + " ", make("button", {type: "button", "data-fact": i, "aria-label": label}, "×"));
   }));
 }
 
@@ -240,7 +244,8 @@ function learn(fact) {                                    // a sentence if it ca
   if (fact.some(words => words.length !== 1)) return T.fact_words;
   const [before, who, answer] = fact.flat(), same = facts.findIndex(old => old[0] === before && old[1] === who);
   const rest = facts.filter((_, i) => i !== same);
-  if (rest.length >= MOST_FACTS || number([...rest.flat(), ...fact.flat()]).skipped.length) return T.fact_full;
+  if (rest.length >= MOST_FACTS) return T.fact_many;
+  if (number([...rest.flat(), ...fact.flat()]).skipped.length) return T.fact_full;
   facts.splice(same < 0 ? facts.length : same, same < 0 ? 0 : 1, [before, who, answer]);
   list_facts();
   say(joined(before, who));
@@ -268,7 +273,12 @@ press("guesses", "button", button => {
   say(joined(now.typing ? text.slice(0, text.toLowerCase().lastIndexOf(now.typing)) : text, button.dataset.word));
 });
 press("rows", "button", button => { chosen = +button.dataset.row; look(); });
-press("facts", "button", button => { facts.splice(+button.dataset.fact, 1); list_facts(); draw(); });
+press("facts", "button", button => {
+  facts.splice(+button.dataset.fact, 1);
+  $("refused").textContent = "";
+  list_facts();
+  draw();
+});
 press("silence", "button", button => {
   const name = button.dataset.silent, on = silent.has(name), row = chosen;
   if (on) silent.delete(name); else silent.add(name);
@@ -295,4 +305,4 @@ $("rows").onkeydown = event => {
 };
 addEventListener("resize", look);
 list_facts();
-say(T.tries[0].text);
+say(T.first);
