@@ -482,7 +482,7 @@ def circuit(p, t, m):
         p.write(x, y, words, SMALL, color, "left", bold=True)
     y, votes = known[1] + 99, len(m.code(space) + m.code(word))
     p.box(214, y - 21, 330, 42, WEIGHT, size=17, round=6)
-    p.write(379, y, t(f"layer 0, neuron 42: all {votes} stripes fit", f"第0层42号神经元：{votes}条全都对上"), 17,
+    p.write(379, y, t(f"layer 0, neuron 42: all {votes} stripes fit", f"第0层42号神经元：{votes}位全都对上"), 17,
             bold=True)
     p.arrow((who, known[1] + 58), (who, y), (212, y), color=BLUE, line=3)
     p.arrow((before, known[1] + 58), (before, y - 23), color=GREEN, line=3)

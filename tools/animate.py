@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from notebook import ROOT, functions
 from PIL import Image
 
-TOLD = "the answer is 7. the answer is "
+TOLD = "it is 7. it is "
 WIDTH = 900                                             # pixels
 HOLD = 12                                               # frames that a finished state stays
 LEFT = {"who": 0, "before": 20, "next": 40}             # where a register's first digit is drawn
@@ -36,21 +36,21 @@ def save(name, frames, milliseconds):
 def stream_frame(page, title, labels, bars):
     """One frame of stream.gif: `bars` are (digits [17], left edge, row, register, opacity)."""
     figure = Figure(figsize=(9, 5.6))
-    axes = figure.add_axes((0.2, 0.02, 0.79, 0.88))
+    axes = figure.add_axes((0.26, 0.02, 0.73, 0.87))
     for digits, left, row, register, opacity in bars:
         axes.imshow(digits[None], cmap=page.registers[register][1], vmin=-1, vmax=1, aspect="auto", alpha=opacity,
                     extent=(left, left + page.DIGITS, row + 0.58, row), zorder=2)
         word = page.say(digits)
         if opacity == 1 and row == int(row) and word != "nothing":
             word = word[1:-1].replace(" ", "␣")
-            axes.text(left + page.DIGITS / 2, row + 0.77, word, ha="center", va="center", fontsize=10)
+            axes.text(left + page.DIGITS / 2, row + 0.77, word, ha="center", va="center", fontsize=14)
     for register, left in LEFT.items():
-        axes.text(left + page.DIGITS / 2, -0.35, register, ha="center", fontsize=14, color=page.blue)
+        axes.text(left + page.DIGITS / 2, -0.35, register, ha="center", fontsize=18, color=page.blue)
     axes.set(xlim=(-0.3, 57.3), ylim=(len(labels), -0.8), xticks=[])
-    axes.set_yticks([row + 0.3 for row in range(len(labels))], labels, fontsize=13)
+    axes.set_yticks([row + 0.3 for row in range(len(labels))], labels, fontsize=18)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    figure.suptitle(title, fontsize=16, x=0.5, y=0.97)
+    figure.suptitle(title, fontsize=18, x=0.5, y=0.98)
     return picture(figure)
 
 

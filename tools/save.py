@@ -21,7 +21,7 @@ from notebook import CHINESE, ENGLISH, ROOT, pictures, printed, read, run
 READMES = [ROOT / "README.md", ROOT / "README_zh.md"]
 # The plots that the READMEs show: the file's name in images/, the cell's id, which of its plots.
 MOMENTS = {
-    "moment_stream": ("down", 0), "moment_paris": ("lens", 0), "moment_three": ("three", 0),
+    "moment_stream": ("down", 0), "moment_vote": ("vote", 0), "moment_paris": ("lens", 0), "moment_three": ("three", 0),
     "moment_cliff": ("grown", 0), "moment_losses": ("variants", 0)}
 QUOTATION = re.compile(r"(<!-- (code|output) of the cell ([\w-]+) -->\n```\w+\n).*?(^```$)", re.M | re.S)
 
