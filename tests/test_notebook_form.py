@@ -41,6 +41,14 @@ def test_prose_first(path):
     assert [cell.id for cell in cells if not cell.source.strip()] == []
 
 
+def test_pictures_stand_alone(path):
+    """A picture has an empty line before and after it; otherwise the text beside it isn't read as Markdown."""
+    for cell in text_cells(read(path)):
+        lines = ["", *cell.source.splitlines(), ""]
+        for before, line, after in zip(lines, lines[1:], lines[2:]):
+            assert not (line.startswith("<img") and (before or after)), cell.id
+
+
 def test_folded_in_both_ways(path):
     """A folded cell is folded in Jupyter and on Colab."""
     folds = {cell.id: (cell.metadata.get("jupyter", {}).get("source_hidden", False), cell.metadata.get("cellView"))
