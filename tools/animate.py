@@ -26,9 +26,13 @@ def picture(figure):
 
 
 def save(name, frames, milliseconds):
-    """Write `frames` to images/NAME.gif, each shown so long, the last for three seconds, and the last one as a PNG."""
+    """Write `frames` to images/NAME.gif, each shown so long, the last for three seconds, and the last one as a PNG.
+
+    The end comes first, too: a page may show no other frame.
+    """
+    frames = [frames[-1], *frames]
     few = [frame.quantize(128, dither=Image.Dither.NONE) for frame in frames]
-    times = [milliseconds] * (len(few) - 1) + [3000]
+    times = [1500] + [milliseconds] * (len(few) - 2) + [3000]
     few[0].save(ROOT / "images" / f"{name}.gif", save_all=True, append_images=few[1:], duration=times, loop=0)
     frames[-1].save(ROOT / "images" / f"{name}.png", optimize=True)
 
@@ -110,7 +114,7 @@ def birth():
         axes.set_ylabel("loss", fontsize=13)
         axes.set_xlabel(f"training step {step}", fontsize=13)
         frames.append(picture(figure))
-    save("birth", [frames[-1], *frames], 120)  # the end comes first, too: a page may show no other
+    save("birth", frames, 120)
 
 
 if __name__ == "__main__":
