@@ -28,10 +28,11 @@ SCRATCH = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
 
 @cache
 def font(bold):
-    """The font at one weight, with the letters of the two files alone, since Matplotlib opens no variable fonts."""
+    """The font at one weight, with the letters of the files that draw, since Matplotlib opens no variable fonts."""
     whole = TTFont(files("justmytype_intl_cjk") / "fonts" / "ofl" / "notosanssc" / "NotoSansSC[wght].ttf")
     letters = Subsetter()
-    letters.populate(text="".join(path.read_text(encoding="utf-8") for path in File(__file__).parent.glob("*.py")))
+    drawing = [*File(__file__).parent.glob("*.py"), File(__file__).parents[1] / "tools" / "animate.py"]
+    letters.populate(text="".join(path.read_text(encoding="utf-8") for path in drawing))
     letters.subset(whole)
     path = File(SCRATCH.name) / f"{bold}.ttf"
     instantiateVariableFont(whole, {"wght": 700 if bold else 430}).save(path)

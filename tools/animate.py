@@ -2,15 +2,20 @@
 
     python tools/animate.py
 
-images/stream.gif shows the residual stream of a written Llama that is told 7: barcodes fill in, part by part.
-images/birth.gif shows a previous-token head and an induction head appear while the page's two layers are trained.
+images/stream.gif, and images/zh/stream.gif with Chinese words, show the residual stream of a written Llama that is told
+7: barcodes fill in, part by part. images/birth.gif shows a previous-token head and an induction head appear while the
+page's two layers are trained.
 """
 import io
+import sys
 
 import torch
 from matplotlib.figure import Figure
 from notebook import ROOT, functions
 from PIL import Image
+
+sys.path.insert(0, str(ROOT / "images"))
+from shapes import font  # noqa: E402
 
 TOLD = "it is 7. it is "
 WIDTH = 900                                             # pixels
@@ -37,8 +42,8 @@ def save(name, frames, milliseconds):
     frames[-1].save(ROOT / "images" / f"{name}.png", optimize=True)
 
 
-def stream_frame(page, title, labels, bars):
-    """One frame of stream.gif: `bars` are (digits [17], left edge, row, register, opacity)."""
+def stream_frame(page, title, labels, names, bars):
+    """One frame of stream.gif: `names` of the registers, `bars` of (digits [17], left edge, row, register, opacity)."""
     figure = Figure(figsize=(9, 5.6))
     axes = figure.add_axes((0.26, 0.02, 0.73, 0.87))
     for digits, left, row, register, opacity in bars:
@@ -48,18 +53,22 @@ def stream_frame(page, title, labels, bars):
         if opacity == 1 and row == int(row) and word != "nothing":
             word = word[1:-1].replace(" ", "␣")
             axes.text(left + page.DIGITS / 2, row + 0.77, word, ha="center", va="center", fontsize=14)
-    for register, left in LEFT.items():
-        axes.text(left + page.DIGITS / 2, -0.35, register, ha="center", fontsize=18, color=page.blue)
+    for name, left in zip(names, LEFT.values()):
+        axes.text(left + page.DIGITS / 2, -0.35, name, ha="center", fontsize=18, color=page.blue,
+                  fontproperties=font(True))
     axes.set(xlim=(-0.3, 57.3), ylim=(len(labels), -0.8), xticks=[])
     axes.set_yticks([row + 0.3 for row in range(len(labels))], labels, fontsize=18)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    figure.suptitle(title, fontsize=18, x=0.5, y=0.98)
+    figure.suptitle(title, fontsize=18, x=0.5, y=0.98, fontproperties=font(False))
     return picture(figure)
 
 
-def stream():
-    """images/stream.gif: the embedding, who moving into before, the fact, and 7 copied over 42."""
+def stream(file, names, titles):
+    """The embedding, who moving into before, the fact, and 7 copied over 42, with the `titles` of these four stages.
+
+    `file` is the picture's name in images/ without its ending, `names` are those of the three registers.
+    """
     page = functions()
     page.say.__globals__["tokenizer"] = page.load_tokenizer(page.packaged)
     written = page.in_memory(page.narrow, page.write_by_hand(page.narrow))
@@ -69,21 +78,18 @@ def stream():
     copier = looks[1, 3].argmax(dim=-1).tolist()
     notes = [(place, max(place - 1, 0)) for place in range(len(tokens))]
     copies = [(place, found) for place, found in enumerate(copier) if found > 0]
-    stages = [("The embedding: each token's number, as a barcode", "who", []),
-              ("Layer 0, attention: each token notes who stands before it", "before", notes),
-              ("Layer 0, a neuron: after ␣is and ␣ comes 42", "next", []),
-              ("Layer 1, attention: the text said 7, so 7 wins", "next", copies)]
+    stages = zip(titles, ("who", "before", "next", "next"), ([], notes, [], copies))
     frames, standing = [], []
     for (title, register, moves), rows in zip(stages, streams):
         for step in range(1, 10 if moves else 1):
             share = step / 10
             flying = [(rows[found, page.WHO].float(), share * LEFT[register], found + share * (place - found) + 0.001,
                        register, 0.9) for place, found in moves]
-            frames.append(stream_frame(page, title, labels, standing + flying))
+            frames.append(stream_frame(page, title, labels, names, standing + flying))
         standing = [(digits, LEFT[name], row, name, 1) for name, (columns, _) in page.registers.items()
                     for row, digits in enumerate(rows[:, columns].float()) if digits.abs().min() > 0.5]
-        frames += [stream_frame(page, title, labels, standing)] * HOLD
-    save("stream", frames, 110)
+        frames += [stream_frame(page, title, labels, names, standing)] * HOLD
+    save(file, frames, 110)
 
 
 def birth():
@@ -118,5 +124,11 @@ def birth():
 
 
 if __name__ == "__main__":
-    stream()
+    stream("stream", ("who", "before", "next"), (
+        "The embedding: each token's number, as a barcode",
+        "Layer 0, attention: each token notes who stands before it",
+        "Layer 0, a neuron: after ␣is and ␣ comes 42", "Layer 1, attention: the text said 7, so 7 wins"))
+    stream("zh/stream", ("我是谁", "我前面是谁", "接下来是谁"), (
+        "嵌入：每个词元的编号，画成条形码", "第0层的注意力：每个词元记下前面是谁",
+        "第0层的一个神经元：␣is和␣之后是42", "第1层的注意力：上文说过7，7赢了"))
     birth()
