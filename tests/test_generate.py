@@ -59,7 +59,7 @@ def puppet(monkeypatch):
     def say(ids):
         ids, asked = iter(ids), []
 
-        def forward(llama, tokens, cache):
+        def forward(llama, tokens, cache, tap):
             """Logits [seq, vocab_size] whose last row is highest at the next of `ids`."""
             asked.append(tokens.tolist())
             logits = torch.zeros(len(tokens), llama.tokenizer.n_vocab)

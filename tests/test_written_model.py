@@ -7,6 +7,7 @@ import torch
 from notebook import functions, tokenizer_model
 
 notebook = functions()
+TOKENIZER = notebook.load_tokenizer(tokenizer_model())
 TRUE = notebook.defaults | notebook.llama3_8b | {"n_layers": 2}
 SIZES = {
     "an eighth, heads of 128": {"dim": 512, "n_heads": 4, "n_kv_heads": 1},
@@ -36,17 +37,17 @@ def llama(request):
             weights[name] = weight.float().contiguous()
         else:
             weights[name] = kept.setdefault(blank, weight.float().contiguous())
-    return notebook.in_memory(config, weights)
+    return notebook.in_memory(config, weights, TOKENIZER)
 
 
 def first_layer(llama):
     """`llama` with layer 0 alone, and its norm and output."""
-    return notebook.in_memory(llama.config | {"n_layers": 1}, llama.weights)
+    return notebook.in_memory(llama.config | {"n_layers": 1}, llama.weights, TOKENIZER)
 
 
 def ids(text):
     """The ids of `text` after <|begin_of_text|>, int64 [seq]."""
-    return torch.tensor(notebook.encode(notebook.load_tokenizer(tokenizer_model()), text))
+    return torch.tensor(notebook.encode(TOKENIZER, text))
 
 
 def says(llama, tokens):
@@ -118,7 +119,7 @@ SMALL = TRUE | {"dim": 256, "n_heads": 4, "n_kv_heads": 2}
 @pytest.mark.parametrize("answer", [0, 1, 65535, 65536, 127999, 128255])
 def test_any_token_can_be_an_answer(answer):
     """A new fact is known at once, and the old ones still are."""
-    llama = notebook.in_memory(SMALL, notebook.write_by_hand(SMALL))
+    llama = notebook.in_memory(SMALL, notebook.write_by_hand(SMALL), TOKENIZER)
     notebook.write_fact(llama.weights, 43, 315, 9822, answer)
     assert says(llama, torch.tensor([128000, 315, 9822]))[0] == answer
     assert says(llama, ids(QUESTION))[0] == 2983
@@ -126,7 +127,7 @@ def test_any_token_can_be_an_answer(answer):
 
 def test_the_blank_one_says_nothing():
     """All tokens are equally likely, for any text."""
-    llama = notebook.in_memory(SMALL, notebook.blank_weights(SMALL))
+    llama = notebook.in_memory(SMALL, notebook.blank_weights(SMALL), TOKENIZER)
     assert torch.allclose(notebook.forward(llama, ids(QUESTION)).softmax(dim=-1), torch.tensor(1 / 128256))
 
 

@@ -70,8 +70,8 @@ def stream(file, names, titles):
     `file` is the picture's name in images/ without its ending, `names` are those of the three registers.
     """
     page = functions()
-    page.say.__globals__["tokenizer"] = page.load_tokenizer(page.packaged)
-    written = page.in_memory(page.narrow, page.write_by_hand(page.narrow))
+    tokenizer = page.say.__globals__["tokenizer"] = page.load_tokenizer(page.packaged)
+    written = page.in_memory(page.narrow, page.write_by_hand(page.narrow), tokenizer)
     tokens = torch.tensor(page.encode(written.tokenizer, TOLD))
     labels = page.show_tokens(written.tokenizer, tokens)
     _, streams, looks = page.watch(written, tokens)
