@@ -58,12 +58,13 @@ def model():
 
 @cache
 def written():
-    """The Llama that the page writes, an eighth as wide, on the prompt.
+    """The Llama that the page writes, an eighth as wide and with heads of 128 as in the 8B, on the prompt.
 
     A namespace of head 0's scores and weights in layer 0, [seq, seq], and all tokens' logits and chances, [vocab_size].
     """
     m, nb = model(), model().nb
-    llama = nb.in_memory(nb.narrow, nb.write_by_hand(nb.narrow), m.tokenizer)
+    config = nb.narrow | {"dim": 4 * m.head_dim}
+    llama = nb.in_memory(config, nb.write_by_hand(config), m.tokenizer)
     logits, streams, looks = nb.watch(llama, m.tokens)
     x = nb.rms_norm(streams[0], llama.weights["layers.0.attention_norm.weight"], m.norm_eps).float()
     q, k = [nb.rotate(x @ llama.weights[f"layers.0.attention.{name}.weight"][:m.head_dim].float().T,
@@ -358,21 +359,18 @@ def values(p, t, m):
 
 @picture(352)
 def gqa(p, t, m):
-    """One column for each KV head: its query heads wait in a queue, and in each turn one of every column is served."""
+    """One column for each KV head: the query heads that share it stand above it, head 0's column in orange."""
     left, step, group = 128, 73, m.n_heads // m.n_kv_heads
-    p.write(left + 4 * step, 24, t(f"{m.n_heads} query heads", f"{m.n_heads}个查询头"), LARGE, bold=True)
-    for turn in range(group):
-        y = 46 + 42 * (group - 1 - turn)
-        p.write(16, y + 18, t(f"turn {turn + 1}", f"第{turn + 1}轮"), align="left")
-        for kv in range(m.n_kv_heads):
-            fill = pale(VERMILION if kv == 1 else ACTIVATION, 0.2 * turn)
-            p.box(left + step * kv, y, 62, 36, fill, str(kv * group + turn))
     for kv in range(m.n_kv_heads):
-        p.arrow((left + step * kv + 31, 212), (left + step * kv + 31, 238), color=VERMILION if kv == 1 else TEXT)
-        p.box(left + step * kv, 240, 62, 44, VERMILION if kv == 1 else ACTIVATION, f"k{kv}  v{kv}")
-    p.named(16, 262, t(f"{m.n_kv_heads} KV", f"{m.n_kv_heads}个"), t("heads", "KV头"), align="left")
-    p.write(16, 326, f"q, k, v: [{m.seq}, {m.head_dim}]", align="left")
-    p.write(704, 326, t(f"query head i uses KV head i // {group}", f"查询头i用KV头i // {group}"), LARGE, VERMILION,
+        x, fill = left + step * kv, ACTIVATION if kv else VERMILION
+        for row in range(group):
+            p.box(x, 34 + 42 * row, 62, 36, fill, str(kv * group + row))
+        p.arrow((x + 31, 200), (x + 31, 226), color=TEXT if kv else VERMILION)
+        p.box(x, 228, 62, 44, fill, f"k{kv}  v{kv}")
+    p.named(16, 112, t(f"{m.n_heads} query", f"{m.n_heads}个"), t("heads", "查询头"), align="left")
+    p.named(16, 250, t(f"{m.n_kv_heads} KV", f"{m.n_kv_heads}个"), t("heads", "KV头"), align="left")
+    p.write(16, 314, f"q, k, v: [{m.seq}, {m.head_dim}]", align="left")
+    p.write(704, 314, t(f"query head i uses KV head i // {group}", f"查询头i用KV头i // {group}"), LARGE, VERMILION,
             "right", bold=True)
 
 

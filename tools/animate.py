@@ -42,25 +42,31 @@ def save(name, frames, milliseconds):
     frames[-1].save(ROOT / "images" / f"{name}.png", optimize=True)
 
 
-def stream_frame(page, title, labels, names, bars):
-    """One frame of stream.gif: `names` of the registers, `bars` of (digits [17], left edge, row, register, opacity)."""
-    figure = Figure(figsize=(9, 5.6))
-    axes = figure.add_axes((0.26, 0.02, 0.73, 0.87))
+def stream_frame(page, title, names, rows, bars, arrow=None):
+    """One frame of stream.gif: `names` of the registers, `bars` of (digits [17], left edge, row, register, opacity).
+
+    `arrow` goes from the row where an answer was found, in who, to the last of the `rows`, whose own answer it strikes.
+    """
+    figure = Figure(figsize=(9, 5.4))
+    axes = figure.add_axes((0.01, 0.01, 0.98, 0.89))
     for digits, left, row, register, opacity in bars:
         axes.imshow(digits[None], cmap=page.registers[register][1], vmin=-1, vmax=1, aspect="auto", alpha=opacity,
-                    extent=(left, left + page.DIGITS, row + 0.58, row), zorder=2)
+                    extent=(left, left + page.DIGITS, row + 0.54, row), zorder=2)
         word = page.say(digits)
         if opacity == 1 and row == int(row) and word != "nothing":
             word = word[1:-1].replace(" ", "␣")
-            axes.text(left + page.DIGITS / 2, row + 0.77, word, ha="center", va="center", fontsize=14)
-    for name, left in zip(names, LEFT.values()):
-        axes.text(left + page.DIGITS / 2, -0.35, name, ha="center", fontsize=18, color=page.blue,
-                  fontproperties=font(True))
-    axes.set(xlim=(-0.3, 57.3), ylim=(len(labels), -0.8), xticks=[])
-    axes.set_yticks([row + 0.3 for row in range(len(labels))], labels, fontsize=18)
-    axes.tick_params(length=0)
+            axes.text(left + page.DIGITS / 2, row + 0.74, word, ha="center", va="center", fontsize=15)
+    for name, (register, left) in zip(names, LEFT.items()):
+        axes.text(left + page.DIGITS / 2, -0.3, name, ha="center", fontsize=20, fontproperties=font(True),
+                  color=page.registers[register][1](1.0))
+    if arrow is not None:
+        axes.annotate("", (LEFT["next"] - 0.2, rows - 0.7), (page.DIGITS + 0.2, arrow + 0.3), zorder=3,
+                      arrowprops={"arrowstyle": "-|>", "color": page.vermilion, "linewidth": 2.5, "mutation_scale": 22})
+        axes.text(52, rows - 0.26, "42", ha="center", va="center", fontsize=15, color="grey")
+        axes.plot((50.6, 53.4), (rows - 0.26, rows - 0.26), color="grey", linewidth=1.5)
+    axes.set(xlim=(-0.3, 57.3), ylim=(rows, -0.8), xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
-    figure.suptitle(title, fontsize=18, x=0.5, y=0.98, fontproperties=font(False))
+    figure.suptitle(title, fontsize=19, x=0.5, y=0.985, fontproperties=font(False))
     return picture(figure)
 
 
@@ -73,7 +79,6 @@ def stream(file, names, titles):
     tokenizer = page.say.__globals__["tokenizer"] = page.load_tokenizer(page.packaged)
     written = page.in_memory(page.narrow, page.write_by_hand(page.narrow), tokenizer)
     tokens = torch.tensor(page.encode(written.tokenizer, TOLD))
-    labels = page.show_tokens(written.tokenizer, tokens)
     _, streams, looks = page.watch(written, tokens)
     copier = looks[1, 3].argmax(dim=-1).tolist()
     notes = [(place, max(place - 1, 0)) for place in range(len(tokens))]
@@ -85,10 +90,11 @@ def stream(file, names, titles):
             share = step / 10
             flying = [(rows[found, page.WHO].float(), share * LEFT[register], found + share * (place - found) + 0.001,
                        register, 0.9) for place, found in moves]
-            frames.append(stream_frame(page, title, labels, names, standing + flying))
+            frames.append(stream_frame(page, title, names, len(tokens), standing + flying))
         standing = [(digits, LEFT[name], row, name, 1) for name, (columns, _) in page.registers.items()
                     for row, digits in enumerate(rows[:, columns].float()) if digits.abs().min() > 0.5]
-        frames += [stream_frame(page, title, labels, names, standing)] * HOLD
+        arrow = dict(copies)[len(tokens) - 1] if moves is copies else None
+        frames += [stream_frame(page, title, names, len(tokens), standing, arrow)] * HOLD
     save(file, frames, 110)
 
 
