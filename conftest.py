@@ -45,8 +45,8 @@ def pytest_runtest_setup(item):
 @cache
 def cut_checkpoint(scratch):
     """A folder in `scratch` with the first two layers of a written model of 32."""
+    from cells import functions
     from checkpoint import cut
-    from notebook import functions
     functions().write_stand_in(scratch / "written-32layers", functions().llama3_8b)
     cut(scratch / "written-32layers", scratch / "cut-2layers", 2)
     return scratch / "cut-2layers"
@@ -55,5 +55,5 @@ def cut_checkpoint(scratch):
 @pytest.fixture(scope="session")
 def smol():
     """SmolLM2-135M in Meta's layout, beside the notebook; written when missing."""
-    from notebook import functions, smollm2
+    from cells import functions, smollm2
     return functions().load_llama(smollm2())

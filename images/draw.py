@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-from notebook import functions
+from cells import functions
 from shapes import ACTIVATION, BIG, BLUE, FADED, FRAME, GREEN, GREY, LARGE, PAPER, SMALL
 from shapes import TEXT, VERMILION, WEIGHT, Canvas, pale, width_of
 

@@ -10,6 +10,7 @@ from pathlib import Path as File
 
 import matplotlib
 import numpy as np
+from cells import functions
 from fontTools.subset import Subsetter
 from fontTools.ttLib import TTFont
 from fontTools.varLib.instancer import instantiateVariableFont
@@ -18,7 +19,6 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle, Wedge
 from matplotlib.path import Path
 from matplotlib.textpath import TextPath
-from notebook import functions
 
 BLUE, GREEN, VERMILION, GREY = (getattr(functions(), name) for name in ("blue", "green", "vermilion", "grey"))
 WEIGHT, ACTIVATION, FRAME, TEXT, FADED, PAPER = "#F2C75C", "#BFD7EA", "#F5F5F3", "#222222", "#888888", "#FFFFFF"
@@ -31,7 +31,7 @@ def font(bold):
     """The font at one weight, with the letters of the files that draw, since Matplotlib opens no variable fonts."""
     whole = TTFont(files("justmytype_intl_cjk") / "fonts" / "ofl" / "notosanssc" / "NotoSansSC[wght].ttf")
     letters = Subsetter()
-    drawing = [*File(__file__).parent.glob("*.py"), File(__file__).parents[1] / "tools" / "animate.py"]
+    drawing = File(__file__).parent.glob("*.py")
     letters.populate(text="".join(path.read_text(encoding="utf-8") for path in drawing))
     letters.subset(whole)
     path = File(SCRATCH.name) / f"{bold}.ttf"

@@ -4,7 +4,7 @@
 
 FOLDER is site/out by default. ADDRESS, as https://HOST/OWNER/NAME/blob/main, is where links to files of the repository
 lead; without it they become plain text. nbconvert converts, template.html and style.css say how it looks, and
-play/build.py writes the Llama to play with.
+play/page.py makes the Llama to play with.
 """
 import argparse
 import base64
@@ -23,10 +23,10 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path.insert(0, str(ROOT / "tools"))
 # ruff: noqa: E402
+from cells import functions, read
 from nbconvert.exporters import TemplateExporter
 from nbconvert.filters import Highlight2HTML
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-from notebook import functions, read
 
 PAGES = {"llama3_from_scratch.ipynb": "index.html", "llama3_from_scratch_zh.ipynb": "zh.html"}
 WORDS = json.loads((HERE / "words.json").read_text(encoding="utf-8"))     # what the frame says, by page
@@ -183,7 +183,7 @@ def tutorial(notebook, folder, source=None):
 
 def main(folder, source=None):
     """Write all pages into `folder`, and what they need."""
-    from play import build as play
+    from play import page as play
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(HERE / "style.css", folder / "style.css")
     for notebook in PAGES:

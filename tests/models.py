@@ -3,9 +3,9 @@ import math
 from types import SimpleNamespace
 
 import torch
+from cells import functions
 from llama_models.llama3.args import ModelArgs
 from llama_models.llama3.model import Transformer
-from notebook import functions
 from transformers import LlamaConfig, LlamaForCausalLM
 
 notebook = functions()

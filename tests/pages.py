@@ -3,7 +3,7 @@ import html
 import re
 from urllib.parse import unquote
 
-from notebook import CHINESE, ENGLISH, ROOT, read
+from cells import CHINESE, ENGLISH, ROOT, read
 
 PAGES = [ENGLISH, CHINESE, ROOT / "README.md", ROOT / "README_zh.md"]
 

@@ -10,9 +10,9 @@ import sys
 import checkpoint
 import pytest
 import torch
+from cells import functions
 from checkpoint import FILES, PARAMS, PTH, SCALED, VOCABULARY
 from machine import anonymous_memory, room
-from notebook import functions
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.convert_slow_tokenizer import TikTokenConverter

@@ -1,7 +1,7 @@
 """What section 13 claims of SmolLM2 holds on texts that the page does not show: three other seeds and lengths."""
 import pytest
 import torch
-from notebook import functions
+from cells import functions
 
 notebook = functions()
 PREVIOUS, INDUCTION = (16, 0), [(17, 3), (17, 4), (17, 5), (18, 6), (18, 7)]

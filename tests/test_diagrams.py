@@ -5,8 +5,8 @@ That the diagrams are what images/draw.py draws is the concern of test_draw.py.
 import re
 
 import pytest
+from cells import ROOT
 from matplotlib.image import imread
-from notebook import ROOT
 from pages import PAGES, pictures_of, text_of
 
 FILES = [path for path in sorted((ROOT / "images").rglob("*")) if path.suffix in (".png", ".gif")]

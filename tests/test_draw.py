@@ -1,17 +1,14 @@
 """The diagrams are what images/draw.py draws, in both languages, and can be read."""
 import io
 import itertools
-import sys
 from functools import cache
 
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
-from notebook import ROOT
 from PIL import Image
 
-sys.path.insert(0, str(ROOT / "images"))
 pytest.importorskip("justmytype_intl_cjk", reason="no font for the diagrams: pip install justmytype-intl-cjk==0.1.0")
 import draw  # noqa: E402
 

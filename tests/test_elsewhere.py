@@ -5,9 +5,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from cells import ROOT, code_cells, first_part, functions, is_measured, printed, read, run, smollm2, source, stderr
 from machine import link
-from notebook import ROOT, first_part, functions, printed, read, run, smollm2, source, stderr
-from save import code_cells, is_measured
 from torch._subclasses import FakeTensorMode
 
 # The instructions that oneDNN may multiply with, and those that PyTorch may do all else with.

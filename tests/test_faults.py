@@ -9,9 +9,8 @@ import signal
 from contextlib import redirect_stdout
 
 import pytest
+from cells import code_cells, first_part, is_measured, read, source
 from machine import quiet
-from notebook import first_part, read, source
-from save import code_cells, is_measured
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")]
 

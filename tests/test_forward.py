@@ -12,9 +12,9 @@ import fairscale.nn.model_parallel.initialize as model_parallel
 import pytest
 import torch
 import torch.distributed
+from cells import functions
 from llama_models.llama3.model import precompute_freqs_cis
 from models import MODELS, SMALL, in_transformers, meta_model, random_llama, random_tokens
-from notebook import functions
 
 notebook = functions()
 

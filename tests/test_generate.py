@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cells import functions, tokenizer_model
 from llama_models.datatypes import RawMessage
 from llama_models.llama3.chat_format import ChatFormat
 from llama_models.llama3.tokenizer import Tokenizer
 from models import in_transformers
-from notebook import functions, tokenizer_model
 
 notebook = functions()
 

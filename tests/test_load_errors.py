@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 import torch
-from notebook import ENGLISH, functions, read
+from cells import ENGLISH, functions, read
 
 SIZES = {"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 128256, "multiple_of": 32,
          "ffn_dim_multiplier": None, "norm_eps": 1e-05, "rope_theta": 500000.0}

@@ -5,9 +5,9 @@ import sys
 
 import nbformat
 import pytest
-from notebook import CHINESE, ENGLISH, ROOT, read
+from cells import CHINESE, ENGLISH, ROOT, code_cells, read, text_cells
 from pages import anchors, links, without_code
-from save import code_cells, text_cells, write
+from save import write
 
 
 @pytest.fixture(params=[ENGLISH, CHINESE], ids=["english", "chinese"])

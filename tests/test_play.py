@@ -3,34 +3,31 @@ import json
 import random
 import shutil
 import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
-from machine import chromium, complaints, needs_chromium, opened
-from notebook import ROOT, functions
+from browser import chromium, complaints, needs_chromium, opened
+from cells import functions
+from play import page
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-
-sys.path.insert(0, str(ROOT / "site"))
-from play import build  # noqa: E402
 
 NODE = shutil.which("node")
 FORWARD = """const data = JSON.parse(require("fs").readFileSync(0)), llama = load_llama(data.llama);
 console.log(JSON.stringify(data.texts.map(tokens => forward(llama, tokens).map(row => [...row]))));"""
-LANGUAGES = list(build.TEXTS)
+LANGUAGES = list(page.TEXTS)
 
 
 @pytest.fixture(scope="module")
 def small():
     """The tutorial's functions with barcodes of 6 digits."""
-    return build.small(functions())
+    return page.small(functions())
 
 
-def with_facts(small, *facts, words=build.vocabulary("en")):
+def with_facts(small, *facts, words=page.vocabulary("en")):
     """The small Llama with `facts`, "answer is 42", of three of the `words` each, by the tutorial's own function."""
-    llama = build.written(small)
+    llama = page.written(small)
     for neuron, fact in enumerate((fact.split() for fact in facts), 42):
         small.write_fact(llama.weights, neuron, *[words.index(word) for word in fact])
         llama.weights["layers.0.feed_forward.w1.weight"][neuron, small.ONE] = -3 * (2 * small.DIGITS - 2)
@@ -51,8 +48,8 @@ def test_javascript_computes_what_pytorch_does(kind, small):
     llama = grown() if kind == "grown" else with_facts(small, "answer is 42")
     draw = random.Random(2)
     texts = [[0] + [draw.randrange(1, 64) for _ in range(length)] for length in (0, 1, 2, 5, 17, 30, 60)]
-    script = (build.HERE / "forward.js").read_text(encoding="utf-8") + FORWARD
-    data = json.dumps({"llama": build.packed(llama), "texts": texts}).encode()
+    script = (page.HERE / "forward.js").read_text(encoding="utf-8") + FORWARD
+    data = json.dumps({"llama": page.packed(llama), "texts": texts}).encode()
     done = subprocess.run([NODE, "-e", script], input=data, capture_output=True, check=True)
     for tokens, logits in zip(texts, json.loads(done.stdout)):
         torch.testing.assert_close(torch.tensor(logits), small.forward(llama, torch.tensor(tokens)), atol=1e-4, rtol=0)
@@ -63,18 +60,18 @@ def test_javascript_computes_what_pytorch_does(kind, small):
     ("the answer is", "42"), ("the answer is 7 . the answer is", "7"), ("red bird", None)])
 def test_what_it_answers(text, answer, small):
     """The nearest match, nonsense once more, a fact, the text against it, and no idea."""
-    llama, words = with_facts(small, "answer is 42"), build.vocabulary("en")
+    llama, words = with_facts(small, "answer is 42"), page.vocabulary("en")
     chances = small.forward(llama, torch.tensor([0] + [words.index(word) for word in text.split()]))[-1].softmax(-1)
     assert words[chances.argmax()] == answer if answer else chances.max() < 0.05
 
 
 def test_both_languages_say_the_same():
     """The same keys, lists of the same length, and 63 words each."""
-    english, chinese = build.TEXTS.values()
+    english, chinese = page.TEXTS.values()
     lists = [{key: isinstance(text, list) and len(text) for key, text in texts.items()}
              for texts in (english, chinese)]
     assert lists[0] == lists[1]
-    assert all(len({*build.vocabulary(language)}) == 64 for language in LANGUAGES)
+    assert all(len({*page.vocabulary(language)}) == 64 for language in LANGUAGES)
 
 
 @pytest.fixture
@@ -82,7 +79,7 @@ def play(tmp_path):
     """Opens the page in a language in Chromium, in a width; at the end the console has told no error."""
     with chromium(tmp_path / "profile") as browser:
         def play(language, width=1280):
-            (tmp_path / "play.html").write_text(build.page(language, functions()), encoding="utf-8")
+            (tmp_path / "play.html").write_text(page.page(language, functions()), encoding="utf-8")
             return opened(browser, tmp_path / "play.html", width)
 
         yield play
@@ -104,7 +101,7 @@ def test_any_text(width, language, play):
     """The examples, of known words, and bad inputs: an answer or a sentence, no wider than the window."""
     bad = ["", " \n\t\0 \u202e ", "🦙🦙🦙 👩‍👩‍👧", "<b>bold</b> <script>alert(1)</script> &amp; {{x}}", "A" * 500,
            " ".join(f"word{i}" for i in range(70)) + " ", "milk " * 300, "生命、宇宙以及一切" * 20]
-    texts, browser = build.TEXTS[language], play(language, width)
+    texts, browser = page.TEXTS[language], play(language, width)
     for text in [example["text"] for example in texts["tries"]] + bad:
         guesses, _ = typed(browser, text)
         assert guesses[0], text
@@ -133,7 +130,7 @@ def test_facts_and_heads(small, play):
     llama = with_facts(small, "answer is 42", "llama is zebra", words=words)
     torch.testing.assert_close(torch.tensor(logits), small.forward(llama, torch.tensor(ids)), atol=1e-4, rtol=0)
     guesses = browser.find_element(By.ID, "guesses")
-    for name, first in (("1.3", "zebra"), ("neurons", build.TEXTS["en"]["clueless"]), ("1.3", "old")):
+    for name, first in (("1.3", "zebra"), ("neurons", page.TEXTS["en"]["clueless"]), ("1.3", "old")):
         browser.find_element(By.CSS_SELECTOR, f"[data-silent='{name}']").click()
         assert guesses.text.split("\n")[0] == first
     browser.find_element(By.CSS_SELECTOR, "#guesses button").click()

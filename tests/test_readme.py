@@ -2,7 +2,7 @@
 import re
 
 import pytest
-from notebook import CHINESE, ENGLISH, ROOT, printed, read
+from cells import CHINESE, ENGLISH, ROOT, printed, read
 from pages import anchors, links, pictures_of, text_of, without_code
 from save import READMES, moments, quoted
 

@@ -5,8 +5,7 @@ That both notebooks have the same is the concern of test_translation.py.
 import ast
 
 import pytest
-from notebook import CHINESE, ENGLISH, pictures, printed, read, source
-from save import code_cells
+from cells import CHINESE, ENGLISH, code_cells, pictures, printed, read, source
 
 
 @pytest.fixture(params=[ENGLISH, CHINESE], ids=["english", "chinese"])

@@ -8,11 +8,21 @@ from contextlib import redirect_stdout
 
 import pytest
 import torch
+from cells import (
+    ENGLISH,
+    code_cells,
+    environment,
+    first_part,
+    functions,
+    is_measured,
+    read,
+    smollm2,
+    source,
+    with_prompt,
+)
 from machine import link, quiet
 from nbformat.v4 import new_code_cell
-from notebook import ENGLISH, environment, first_part, functions, read, smollm2, source, with_prompt
 from pages import PAGES, answers, text_of, without_code
-from save import code_cells, is_measured
 from torch.overrides import TorchFunctionMode
 
 OTHER = {"dim": 384, "n_layers": 3, "n_heads": 6, "n_kv_heads": 2, "vocab_size": 128256, "multiple_of": 32,

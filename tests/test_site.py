@@ -5,17 +5,14 @@ import subprocess
 import sys
 from urllib.parse import unquote, urlsplit
 
+import build
 import pytest
-from machine import chromium, complaints, needs_chromium, opened
-from notebook import CHINESE, ENGLISH, ROOT, pictures, read
+from browser import chromium, complaints, needs_chromium, opened
+from cells import CHINESE, ENGLISH, ROOT, code_cells, pictures, read, text_cells
 from pages import without_code
-from save import code_cells, text_cells
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
-
-sys.path.insert(0, str(ROOT / "site"))
-import build  # noqa: E402
 
 TUTORIALS = {"index.html": ENGLISH, "zh.html": CHINESE}
 LANGUAGES = {"index.html": "en", "zh.html": "zh-CN", "play.html": "en", "play_zh.html": "zh-CN"}

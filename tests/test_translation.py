@@ -2,9 +2,9 @@
 import re
 
 import pytest
-from notebook import CHINESE, ENGLISH, ROOT, read
+from cells import CHINESE, ENGLISH, ROOT, read, text_cells
 from pages import plain, text_of, without_code
-from save import outdated, text_cells
+from save import outdated
 
 HAN = r"[\u3400-\u9fff]"
 # One thing has one name: the second of a pair does not stand beside the first.

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from notebook import functions, tokenizer_model
+from cells import functions, tokenizer_model
 
 notebook = functions()
 TOKENIZER = notebook.load_tokenizer(tokenizer_model())

@@ -16,8 +16,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+from cells import ROOT, environment, first_part, functions, read, run, smollm2
 from IPython.core.interactiveshell import InteractiveShell
-from notebook import ROOT, environment, first_part, functions, read, run, smollm2
 
 sys.path.insert(0, str(ROOT / "tests"))
 from machine import anonymous_memory  # noqa: E402

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from notebook import functions
+from cells import functions
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 

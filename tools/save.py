@@ -16,7 +16,7 @@ import textwrap
 from pathlib import Path
 
 import nbformat
-from notebook import CHINESE, ENGLISH, ROOT, pictures, printed, read, run
+from cells import CHINESE, ENGLISH, ROOT, code_cells, is_measured, pictures, printed, read, run, text_cells
 
 READMES = [ROOT / "README.md", ROOT / "README_zh.md"]
 # The plots that the READMEs show: the file's name in images/, the cell's id, which of its plots.
@@ -29,21 +29,6 @@ QUOTATION = re.compile(r"(<!-- (code|output) of the cell ([\w-]+) -->\n```\w+\n)
 def write(notebook, path):
     """Write `notebook` to `path` the way Jupyter does: sources as lists of lines, indented by one space."""
     path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8", newline="\n")
-
-
-def code_cells(notebook):
-    """The code cells of `notebook`."""
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
-
-
-def text_cells(notebook):
-    """The Markdown cells of `notebook`."""
-    return [cell for cell in notebook.cells if cell.cell_type == "markdown"]
-
-
-def is_measured(cell):
-    """Whether what the code `cell` shows is a measurement, which no test compares."""
-    return "nbval-ignore-output" in cell.metadata.get("tags", [])
 
 
 def run_from_nothing(notebook):

@@ -1,13 +1,12 @@
 """The Llama to play with: writes its weights with the tutorial's own cells, and makes one page a language of it.
 
-`page("en")` and `page("zh")` return HTML that needs nothing else; python site/play/build.py FOLDER writes both files.
+`page("en", functions)` and `page("zh", functions)` return HTML that needs nothing else.
 """
 import html
 import json
 import math
 import random
 import re
-import sys
 from pathlib import Path
 from types import FunctionType, SimpleNamespace
 
@@ -86,12 +85,8 @@ def marked(text):
     return re.sub(r"\*(.+?)\*", r"<em>\1</em>", html.escape(text))
 
 
-def page(language, functions=None):
-    """play.html in `language`, "en" or "zh". `functions`: the tutorial's, by default those of the notebook."""
-    if functions is None:
-        sys.path.insert(0, str(HERE.parents[1] / "tools"))
-        from notebook import functions as open_notebook
-        functions = open_notebook()
+def page(language, functions):
+    """play.html in `language`, "en" or "zh", with the tutorial's `functions`."""
     llama = written(small(functions))
     texts = TEXTS[language]
     counts = {"weights": f"{sum(weight.numel() for weight in llama.weights.values()):,}",
@@ -106,10 +101,3 @@ def page(language, functions=None):
         places[name] = (HERE / file).read_text(encoding="utf-8")
     template = (HERE / "template.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda match: places[match[1]], template)
-
-
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    folder.mkdir(parents=True, exist_ok=True)
-    for language, texts in TEXTS.items():
-        (folder / texts["file"]).write_text(page(language), encoding="utf-8")

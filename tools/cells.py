@@ -24,6 +24,21 @@ def read(path=ENGLISH):
     return nbformat.read(str(path), as_version=4)
 
 
+def code_cells(notebook):
+    """The code cells of `notebook`."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def text_cells(notebook):
+    """The Markdown cells of `notebook`."""
+    return [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+
+
+def is_measured(cell):
+    """Whether what the code `cell` shows is a measurement, which no test compares."""
+    return "nbval-ignore-output" in cell.metadata.get("tags", [])
+
+
 def source(cell):
     """The text of a code `cell` as plain Python: IPython's `%` lines become calls."""
     return TransformerManager().transform_cell(cell.source)
@@ -37,9 +52,7 @@ def functions():
     """
     os.environ.setdefault("LLAMA3_DEVICE", "cpu")
     names = {"__name__": "notebook_functions"}
-    for cell in read().cells:
-        if cell.cell_type != "code":
-            continue
+    for cell in code_cells(read()):
         text, name = source(cell), f"<cell {cell.id}>"
         linecache.cache[name] = (len(text), None, text.splitlines(True), name)
         for node in ast.parse(text).body:
@@ -119,7 +132,7 @@ def run(notebook, folder=ROOT, **changes):
 
 def stderr(notebook):
     """All that the cells of a run `notebook` wrote to stderr."""
-    return "".join(output.text for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
+    return "".join(output.text for cell in code_cells(notebook) for output in cell.outputs
                    if output.get("name") == "stderr")
 
 

@@ -1,21 +1,23 @@
 """Draw the two moving pictures of the READMEs, and their last frames, from the page's own functions.
 
-    python tools/animate.py
+    python images/animate.py
 
 images/stream.gif, and images/zh/stream.gif with Chinese words, show the residual stream of a written Llama that is told
 7: barcodes fill in, part by part. images/birth.gif shows a previous-token head and an induction head appear while the
 page's two layers are trained.
 """
+# ruff: noqa: E402, I001
 import io
 import sys
+from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from notebook import ROOT, functions
 from PIL import Image
 
-sys.path.insert(0, str(ROOT / "images"))
-from shapes import font  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+from cells import ROOT, functions
+from shapes import font
 
 TOLD = "it is 7. it is "
 WIDTH = 900                                             # pixels
