@@ -1,7 +1,7 @@
 """The notebook's tokenizer is Meta's, its hand-written BPE is tiktoken's, and SmolLM2's is that of its GGUF file."""
 import pytest
 import regex
-from cells import functions, read, tokenizer_model
+from cells import functions, tokenizer_model
 from cells import smollm2 as smollm2_folder
 from gguf import GGUFReader
 from llama_models.llama3.tokenizer import Tokenizer as MetaTokenizer
