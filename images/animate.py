@@ -49,26 +49,27 @@ def stream_frame(page, title, names, rows, bars, arrow=None):
 
     `arrow` goes from the row where an answer was found, in who, to the last of the `rows`, whose own answer it strikes.
     """
-    figure = Figure(figsize=(9, 5.4))
+    figure = Figure(figsize=(9, 6.4))
     axes = figure.add_axes((0.01, 0.01, 0.98, 0.89))
     for digits, left, row, register, opacity in bars:
         axes.imshow(digits[None], cmap=page.registers[register][1], vmin=-1, vmax=1, aspect="auto", alpha=opacity,
-                    extent=(left, left + page.DIGITS, row + 0.54, row), zorder=2)
+                    extent=(left, left + page.DIGITS, row + 0.5, row), zorder=2)
         word = page.say(digits)
         if opacity == 1 and row == int(row) and word != "nothing":
             word = word[1:-1].replace(" ", "␣")
-            axes.text(left + page.DIGITS / 2, row + 0.74, word, ha="center", va="center", fontsize=15)
+            axes.text(left + page.DIGITS / 2, row + 0.73, word, ha="center", va="center",
+                      fontsize=20 if len(word) < 10 else 16)
     for name, (register, left) in zip(names, LEFT.items()):
-        axes.text(left + page.DIGITS / 2, -0.3, name, ha="center", fontsize=20, fontproperties=font(True),
+        axes.text(left + page.DIGITS / 2, -0.3, name, ha="center", fontsize=24, fontproperties=font(True),
                   color=page.registers[register][1](1.0))
     if arrow is not None:
         axes.annotate("", (LEFT["next"] - 0.2, rows - 0.7), (page.DIGITS + 0.2, arrow + 0.3), zorder=3,
                       arrowprops={"arrowstyle": "-|>", "color": page.vermilion, "linewidth": 2.5, "mutation_scale": 22})
-        axes.text(52, rows - 0.26, "42", ha="center", va="center", fontsize=15, color="grey")
-        axes.plot((50.6, 53.4), (rows - 0.26, rows - 0.26), color="grey", linewidth=1.5)
+        axes.text(53, rows - 0.27, "42", ha="center", va="center", fontsize=20, color="grey")
+        axes.plot((51.3, 54.7), (rows - 0.27, rows - 0.27), color="grey", linewidth=2)
     axes.set(xlim=(-0.3, 57.3), ylim=(rows, -0.8), xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
-    figure.suptitle(title, fontsize=19, x=0.5, y=0.985, fontproperties=font(False))
+    figure.suptitle(title, fontsize=22, x=0.5, y=0.985, fontproperties=font(False))
     return picture(figure)
 
 
