@@ -22,7 +22,7 @@ from shapes import font
 TOLD = "it is 7. it is "
 WIDTH = 900                                             # pixels
 HOLD = 12                                               # frames that a finished state stays
-LEFT = {"who": 0, "before": 20, "next": 40}             # where a register's first digit is drawn
+LEFT = {"who": 6, "before": 33, "next": 61}             # where a register's first digit is drawn
 
 
 def picture(figure):
@@ -49,27 +49,28 @@ def stream_frame(page, title, names, rows, bars, arrow=None):
 
     `arrow` goes from the row where an answer was found, in who, to the last of the `rows`, whose own answer it strikes.
     """
-    figure = Figure(figsize=(9, 6.4))
-    axes = figure.add_axes((0.01, 0.01, 0.98, 0.89))
+    figure = Figure(figsize=(9, 4.9))
+    axes = figure.add_axes((0.005, 0.02, 0.99, 0.87))
     for digits, left, row, register, opacity in bars:
         axes.imshow(digits[None], cmap=page.registers[register][1], vmin=-1, vmax=1, aspect="auto", alpha=opacity,
-                    extent=(left, left + page.DIGITS, row + 0.5, row), zorder=2)
+                    extent=(left, left + page.DIGITS, row + 0.68, row), zorder=2)
         word = page.say(digits)
-        if opacity == 1 and row == int(row) and word != "nothing":
-            word = word[1:-1].replace(" ", "␣")
-            axes.text(left + page.DIGITS / 2, row + 0.73, word, ha="center", va="center",
-                      fontsize=20 if len(word) < 10 else 16)
+        if opacity == 1 and word != "nothing":
+            won = arrow is not None and register == "next" and row == rows
+            word = "begin" if "begin" in word else word[1:-1].replace(" ", "␣")
+            axes.text(left - 0.6, row + 0.36, word, ha="right", va="center", fontsize=30 if won else 21,
+                      color=page.vermilion if won else "black", weight="bold" if won else "normal")
     for name, (register, left) in zip(names, LEFT.items()):
-        axes.text(left + page.DIGITS / 2, -0.3, name, ha="center", fontsize=24, fontproperties=font(True),
+        axes.text(left + page.DIGITS / 2, 0.75, name, ha="center", fontsize=22, fontproperties=font(True),
                   color=page.registers[register][1](1.0))
     if arrow is not None:
-        axes.annotate("", (LEFT["next"] - 0.2, rows - 0.7), (page.DIGITS + 0.2, arrow + 0.3), zorder=3,
+        axes.annotate("", (LEFT["next"] - 7.4, rows + 0.3), (LEFT["who"] + page.DIGITS + 0.2, arrow + 0.34), zorder=3,
                       arrowprops={"arrowstyle": "-|>", "color": page.vermilion, "linewidth": 2.5, "mutation_scale": 22})
-        axes.text(53, rows - 0.27, "42", ha="center", va="center", fontsize=20, color="grey")
-        axes.plot((51.3, 54.7), (rows - 0.27, rows - 0.27), color="grey", linewidth=2)
-    axes.set(xlim=(-0.3, 57.3), ylim=(rows, -0.8), xticks=[], yticks=[])
+        axes.text(LEFT["next"] - 5.0, rows + 0.36, "42", ha="center", va="center", fontsize=21, color="grey")
+        axes.plot((LEFT["next"] - 6.7, LEFT["next"] - 3.3), (rows + 0.36, rows + 0.36), color="grey", linewidth=2)
+    axes.set(xlim=(0, 78.3), ylim=(rows + 1, 0.1), xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
-    figure.suptitle(title, fontsize=22, x=0.5, y=0.985, fontproperties=font(False))
+    figure.suptitle(title, fontsize=21, x=0.5, y=0.985, fontproperties=font(False))
     return picture(figure)
 
 
@@ -84,20 +85,20 @@ def stream(file, names, titles):
     tokens = torch.tensor(page.encode(written.tokenizer, TOLD))
     _, streams, looks = page.watch(written, tokens)
     copier = looks[1, 3].argmax(dim=-1).tolist()
-    notes = [(place, max(place - 1, 0)) for place in range(len(tokens))]
+    notes = [(place, place - 1) for place in range(1, len(tokens))]
     copies = [(place, found) for place, found in enumerate(copier) if found > 0]
     stages = zip(titles, ("who", "before", "next", "next"), ([], notes, [], copies))
     frames, standing = [], []
     for (title, register, moves), rows in zip(stages, streams):
         for step in range(1, 10 if moves else 1):
             share = step / 10
-            flying = [(rows[found, page.WHO].float(), share * LEFT[register], found + share * (place - found) + 0.001,
-                       register, 0.9) for place, found in moves]
-            frames.append(stream_frame(page, title, names, len(tokens), standing + flying))
+            flying = [(rows[found, page.WHO].float(), LEFT[register], found + share * (place - found), register,
+                       0.2 + 0.7 * share) for place, found in moves if found > 0]
+            frames.append(stream_frame(page, title, names, len(tokens) - 1, standing + flying))
         standing = [(digits, LEFT[name], row, name, 1) for name, (columns, _) in page.registers.items()
-                    for row, digits in enumerate(rows[:, columns].float()) if digits.abs().min() > 0.5]
+                    for row, digits in enumerate(rows[:, columns].float()) if row and digits.abs().min() > 0.5]
         arrow = dict(copies)[len(tokens) - 1] if moves is copies else None
-        frames += [stream_frame(page, title, names, len(tokens), standing, arrow)] * HOLD
+        frames += [stream_frame(page, title, names, len(tokens) - 1, standing, arrow)] * HOLD
     save(file, frames, 110)
 
 
@@ -136,8 +137,8 @@ if __name__ == "__main__":
     stream("stream", ("who", "before", "next"), (
         "The embedding: each token's number, as a barcode",
         "Layer 0, attention: each token notes who stands before it",
-        "Layer 0, a neuron: after ␣is and ␣ comes 42", "Layer 1, attention: the text said 7, so 7 wins"))
+        "Layer 0, a neuron: after ␣is and ␣ comes 42", "Layer 1, attention: the text said 7, so 7 beats 42"))
     stream("zh/stream", ("我是谁", "我前面是谁", "接下来是谁"), (
         "嵌入：每个词元的编号，画成条形码", "第0层的注意力：每个词元记下前面是谁",
-        "第0层的一个神经元：␣is和␣之后是42", "第1层的注意力：上文说过7，7赢了"))
+        "第0层的一个神经元：␣is和␣之后是42", "第1层的注意力：上文说过7，于是7胜过42"))
     birth()

@@ -36,7 +36,7 @@ CHOSEN = [
     ("values of another register", "write-values", "WHO] = torch", "NEXT] = torch"),
     ("the heads in another order", "residual", "for _, output in heads]", "for _, output in heads[::-1]]"),
     ("the first residual from the norm", "residual", "h = token_embeddings + attention_out", "h = x + attention_out"),
-    ("a fact with a wrong key", "write-fact", "before=374", "before=375"),
+    ("a fact with a wrong key", "write-facts", "before=374", "before=375"),
     ("no residual around the feed-forward", "down", "out = h + neurons", "out = neurons"),
     ("the copying head reads another KV head", "copying", "blocks[1][kv_head]", "blocks[1][copier]"),
     ("another KV head in forward", "forward", "(n_kv_heads, -1)).unbind(1)", "(-1, n_kv_heads)).unbind(0)"),
