@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
@@ -47,7 +48,8 @@ def save(name, frames, milliseconds):
 def stream_frame(page, title, names, rows, bars, arrow=None):
     """One frame of stream.gif: `names` of the registers, `bars` of (digits [17], left edge, row, register, opacity).
 
-    `arrow` goes from the row where an answer was found, in who, to the last of the `rows`, whose own answer it strikes.
+    `arrow` goes from the row where an answer was found, in who, to the last of the `rows`, whose own answer it strikes;
+    what matched is framed.
     """
     figure = Figure(figsize=(9, 4.9))
     axes = figure.add_axes((0.005, 0.02, 0.99, 0.87))
@@ -65,7 +67,11 @@ def stream_frame(page, title, names, rows, bars, arrow=None):
                   color=page.registers[register][1](1.0))
     if arrow is not None:
         axes.annotate("", (LEFT["next"] - 7.4, rows + 0.3), (LEFT["who"] + page.DIGITS + 0.2, arrow + 0.34), zorder=3,
-                      arrowprops={"arrowstyle": "-|>", "color": page.vermilion, "linewidth": 2.5, "mutation_scale": 22})
+                      arrowprops={"arrowstyle": "-|>", "color": page.vermilion, "linewidth": 2.5, "mutation_scale": 22,
+                                  "connectionstyle": "arc3,rad=0.14"})
+        for left, row in ((LEFT["who"], rows), (LEFT["before"], arrow)):
+            axes.add_patch(Rectangle((left - 2.9, row - 0.1), page.DIGITS + 3.2, 0.88, fill=False, zorder=3,
+                                     edgecolor=page.vermilion, linewidth=2.5))
         axes.text(LEFT["next"] - 5.0, rows + 0.36, "42", ha="center", va="center", fontsize=21, color="grey")
         axes.plot((LEFT["next"] - 6.7, LEFT["next"] - 3.3), (rows + 0.36, rows + 0.36), color="grey", linewidth=2)
     axes.set(xlim=(0, 78.3), ylim=(rows + 1, 0.1), xticks=[], yticks=[])
