@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 from cells import ROOT, functions
 from shapes import font
 
-TOLD = "it is 7. it is "
+TOLD = "it was 7. it is "
 WIDTH = 900                                             # pixels
 HOLD = 12                                               # frames that a finished state stays
-LEFT = {"who": 6, "before": 33, "next": 61}             # where a register's first digit is drawn
+LEFT = {"who": 7, "before": 34, "next": 62}             # where a register's first digit is drawn
 
 
 def picture(figure):
@@ -74,7 +74,7 @@ def stream_frame(page, title, names, rows, bars, arrow=None):
                                      edgecolor=page.vermilion, linewidth=2.5))
         axes.text(LEFT["next"] - 5.0, rows + 0.36, "42", ha="center", va="center", fontsize=21, color="grey")
         axes.plot((LEFT["next"] - 6.7, LEFT["next"] - 3.3), (rows + 0.36, rows + 0.36), color="grey", linewidth=2)
-    axes.set(xlim=(0, 78.3), ylim=(rows + 1, 0.1), xticks=[], yticks=[])
+    axes.set(xlim=(0, 79.3), ylim=(rows + 1, 0.1), xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     figure.suptitle(title, fontsize=21, x=0.5, y=0.985, fontproperties=font(False))
     return picture(figure)

@@ -249,6 +249,22 @@ def registers(p, t, m):
         p.arrow((x + 76, 258), *end, color=color, line=2.5)
 
 
+@picture(226)
+def strip(p, t, m):
+    """How `empty` stores a table: one strip, some numbers a row; each row of the table reads on over the next ones."""
+    left, step, wide, used = 16, 104, 100, m.nb.USED
+    for row in range(6):
+        p.write(left + step * row + wide / 2, 18, t(f"row {row}", f"第{row}行"), 17)
+        p.box(left + step * row, 34, wide, 36, WEIGHT, str(used), size=17)
+        p.box(left + step * row + wide * m.nb.ONE / used, 34, 5, 36, TEXT)
+    p.write(left + step * 6 + 8, 52, "…", align="left")
+    for row, y in enumerate((96, 138, 180)):
+        x = left + step * row
+        p.box(x, y, wide, 32, ACTIVATION, t("its own", "自己的"), size=17)
+        p.box(x + step, y, 704 - x - step, 32, FRAME, t(f"the {m.dim // used - 1} rows after it",
+                                                        f"后面的{m.dim // used - 1}行"), size=17)
+
+
 @picture(300)
 def rmsnorm(p, t, m):
     """A row of 4 numbers, so that all can be checked: times rsqrt(mean of its squares + eps), times the weight."""
