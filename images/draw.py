@@ -43,17 +43,17 @@ def figure(name, language):
 @cache
 def model():
     """What the pictures take from the notebook: the 8B's sizes, the prompt's tokens, and how barcodes are made."""
-    nb = functions()
-    config = nb.defaults | nb.llama3_8b
-    shapes = {name.removesuffix(".weight"): list(shape) for name, shape in nb.expected_shapes(config).items()}
-    tokenizer = nb.load_tokenizer(nb.packaged)
-    tokens = nb.torch.tensor(nb.encode(tokenizer, nb.prompt))
+    page = functions()
+    config = page.defaults | page.llama3_8b
+    shapes = {name.removesuffix(".weight"): list(shape) for name, shape in page.expected_shapes(config).items()}
+    tokenizer = page.load_tokenizer(page.packaged)
+    tokens = page.torch.tensor(page.encode(tokenizer, page.prompt))
     return SimpleNamespace(
-        nb=nb, tokenizer=tokenizer, tokens=tokens, words=nb.show_tokens(tokenizer, tokens), seq=len(tokens), **config,
-        head_dim=config["dim"] // config["n_heads"], ffn_dim=nb.ffn_width(config),
-        freqs=nb.rope(config, 1, 2).angle()[0].tolist(), row=str([len(tokens), config["dim"]]),
+        **config, page=page, tokenizer=tokenizer, tokens=tokens, words=page.show_tokens(tokenizer, tokens),
+        seq=len(tokens), head_dim=config["dim"] // config["n_heads"], ffn_dim=page.ffn_width(config),
+        freqs=page.rope(config, 1, 2).angle()[0].tolist(), row=str([len(tokens), config["dim"]]),
         shape_of=lambda name: str(shapes.get(name) or shapes["layers.0." + name]),
-        code=lambda word: nb.barcode(tokenizer.encode_single_token(word.replace("␣", " "))).tolist())
+        code=lambda word: page.barcode(tokenizer.encode_single_token(word.replace("␣", " "))).tolist())
 
 
 @cache
@@ -62,13 +62,13 @@ def written():
 
     A namespace of head 0's scores and weights in layer 0, [seq, seq], and all tokens' logits and chances, [vocab_size].
     """
-    m, nb = model(), model().nb
-    config = nb.narrow | {"dim": 4 * m.head_dim}
-    llama = nb.in_memory(config, nb.write_by_hand(config), m.tokenizer)
-    logits, streams, looks = nb.watch(llama, m.tokens)
-    x = nb.rms_norm(streams[0], llama.weights["layers.0.attention_norm.weight"], m.norm_eps).float()
-    q, k = [nb.rotate(x @ llama.weights[f"layers.0.attention.{name}.weight"][:m.head_dim].float().T,
-                      nb.rope(llama.config, 0, m.seq)) for name in ("wq", "wk")]
+    m, page = model(), model().page
+    config = page.narrow | {"dim": 4 * m.head_dim}
+    llama = page.in_memory(config, page.write_by_hand(config), m.tokenizer)
+    logits, streams, looks = page.watch(llama, m.tokens)
+    x = page.rms_norm(streams[0], llama.weights["layers.0.attention_norm.weight"], m.norm_eps).float()
+    q, k = [page.rotate(x @ llama.weights[f"layers.0.attention.{name}.weight"][:m.head_dim].float().T,
+                      page.rope(llama.config, 0, m.seq)) for name in ("wq", "wk")]
     return SimpleNamespace(scores=(q @ k.T / m.head_dim ** 0.5).numpy(), weights=looks[0, 0].float().numpy(),
                            logits=logits[-1].numpy(), chances=logits[-1].softmax(dim=-1).numpy())
 
@@ -148,7 +148,7 @@ for place in HERE_ARE:
 @picture(266)
 def tokens(p, t, m):
     """The prompt as a string, and the pieces it is cut into, each over its id."""
-    p.write(360, 26, repr(m.nb.prompt), 17)
+    p.write(360, 26, repr(m.page.prompt), 17)
     p.arrow((360, 40), (360, 62))
     x, y = 20, 86
     for word, number in zip(m.words, m.tokens.tolist()):
@@ -176,7 +176,7 @@ def checkpoint(p, t, m):
         p.write(x + width / 2, y + 14, name, SMALL)
 
     empty(240, 22, 452, f"tok_embeddings {m.shape_of('tok_embeddings')}")
-    for layer in range(m.nb.two_layers["n_layers"]):
+    for layer in range(m.page.two_layers["n_layers"]):
         y = 62 + 78 * layer
         p.write(240, y + 32, f"layers.{layer}", SMALL, align="left", bold=True)
         for row, parts in enumerate((("attention_norm", "wq", "wk", "wv", "wo"), ("ffn_norm", "w1", "w2", "w3"))):
@@ -186,7 +186,7 @@ def checkpoint(p, t, m):
                 empty(452 + step * i, y + 34 * row, step - 6, name)
     empty(240, 220, 206, "norm")
     empty(452, 220, 240, "output")
-    count = len(m.nb.expected_shapes(m.nb.defaults | m.nb.two_layers))
+    count = len(m.page.expected_shapes(m.page.defaults | m.page.two_layers))
     p.write(466, 282, t(f"{count} tensors, every number is 0", f"{count}个张量，每个数都是0"))
 
 
@@ -213,7 +213,7 @@ def embedding(p, t, m):
 def barcode(p, t, m):
     """A token's number as a sum of powers of two, its digits, the stripes, and the word under them."""
     word, digits = m.words[-2], m.code(m.words[-2])
-    ones = [value for value, digit in zip(m.nb.places.tolist(), digits) if digit > 0]
+    ones = [value for value, digit in zip(m.page.places.tolist(), digits) if digit > 0]
     p.write(280, 28, f"{sum(ones)} = " + " + ".join(str(value) for value in ones), 22, bold=True)
     p.barcode(30, 52, 500, 76, digits, BLUE)
     for i, digit in enumerate(digits):
@@ -225,15 +225,15 @@ def barcode(p, t, m):
 @picture(330)
 def registers(p, t, m):
     """One row of the stream, the last token's, with the parts that write into it above and below."""
-    nb, y = m.nb, 122
+    page, y = m.page, 122
     p.box(20, 16, 556, 40, WEIGHT, "tok_embeddings")
-    for x, name, columns, color, word in ((20, "who", nb.WHO, BLUE, m.words[-1]),
-                                          (184, "before", nb.BEFORE, GREEN, m.words[-2]),
-                                          (348, "next", nb.NEXT, VERMILION, "42")):
+    for x, name, columns, color, word in ((20, "who", page.WHO, BLUE, m.words[-1]),
+                                          (184, "before", page.BEFORE, GREEN, m.words[-2]),
+                                          (348, "next", page.NEXT, VERMILION, "42")):
         p.write(x + 76, 106, name, LARGE, color, bold=True)
         p.barcode(x, y, 153, 62, m.code(word), color)
         p.write(x + 76, 200, f"{columns.start}–{columns.stop - 1}", 17)
-    for x, name, column, color in ((514, "one", nb.ONE, "#555555"), (558, "first", nb.FIRST, GREY)):
+    for x, name, column, color in ((514, "one", page.ONE, "#555555"), (558, "first", page.FIRST, GREY)):
         p.write(x + 8, 106, name, 17, bold=True)
         p.box(x, y, 16, 62, color)
         p.write(x + 8, 200, str(column), 17)
@@ -252,11 +252,11 @@ def registers(p, t, m):
 @picture(226)
 def strip(p, t, m):
     """How `empty` stores a table: one strip, some numbers a row; each row of the table reads on over the next ones."""
-    left, step, wide, used = 16, 104, 100, m.nb.USED
+    left, step, wide, used = 16, 104, 100, m.page.USED
     for row in range(6):
         p.write(left + step * row + wide / 2, 18, t(f"row {row}", f"第{row}行"), 17)
         p.box(left + step * row, 34, wide, 36, WEIGHT, str(used), size=17)
-        p.box(left + step * row + wide * m.nb.ONE / used, 34, 5, 36, TEXT)
+        p.box(left + step * row + wide * m.page.ONE / used, 34, 5, 36, TEXT)
     p.write(left + step * 6 + 8, 52, "…", align="left")
     for row, y in enumerate((96, 138, 180)):
         x = left + step * row
@@ -353,12 +353,12 @@ def mask(p, t, m):
 @picture(354)
 def values(p, t, m):
     """The fourth token's weights times the values, which are barcodes, added up to its row of the head's output."""
-    here, wide = 3, 9 * m.nb.DIGITS
+    here, wide = 3, 9 * m.page.DIGITS
     p.named(226, 32, f"weights[{here}]", f"[{m.seq}]")
     p.named(382, 32, "v", f"[{m.seq}, {m.head_dim}]")
     p.named(608, 32, t("weight × value", "权重 × 值"))
     for j, weight in enumerate(written().weights[here, :here + 1]):
-        y, code = 84 + 46 * j, m.nb.barcode(m.tokens[j]).tolist()
+        y, code = 84 + 46 * j, m.page.barcode(m.tokens[j]).tolist()
         p.token(14, y, m.words[j], width=166, size=17)
         p.cells(200, y - 16, np.array([[weight]]), 54, 34, [[f"{weight:.2f}"]])
         p.sign(278, y, "×")
@@ -368,7 +368,7 @@ def values(p, t, m):
         p.barcode(532, y - 15, wide, 30, code, BLUE, strength=float(weight))
     p.arrow((608, 242), (608, 294))
     p.sign(608, 266, "+")
-    p.barcode(532, 298, wide, 30, m.nb.barcode(m.tokens[here - 1]).tolist(), BLUE, m.words[here - 1])
+    p.barcode(532, 298, wide, 30, m.page.barcode(m.tokens[here - 1]).tolist(), BLUE, m.words[here - 1])
     word = m.words[here]
     p.write(514, 313, t(f"the head's output for {word}", f"这个头给{word}的输出"), align="right", bold=True)
 

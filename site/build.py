@@ -4,7 +4,7 @@
 
 FOLDER is site/out by default. ADDRESS, as https://HOST/OWNER/NAME/blob/main, is where links to files of the repository
 lead; without it they become plain text. nbconvert converts, template.html and style.css say how it looks, and
-play/page.py makes the Llama to play with.
+play/play.py makes the Llama to play with.
 """
 import argparse
 import base64
@@ -183,13 +183,13 @@ def tutorial(notebook, folder, source=None):
 
 def main(folder, source=None):
     """Write all pages into `folder`, and what they need."""
-    from play import page as play
+    from play import play
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(HERE / "style.css", folder / "style.css")
     for notebook in PAGES:
         tutorial(notebook, folder, source)
     for language, texts in play.TEXTS.items():
-        (folder / texts["file"]).write_text(play.page(language, functions()), encoding="utf-8")
+        (folder / texts["file"]).write_text(play.html_of(language, functions()), encoding="utf-8")
 
 
 if __name__ == "__main__":

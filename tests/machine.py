@@ -10,10 +10,10 @@ import torch
 
 
 def anonymous_memory():
-    """Bytes of this process that no file backs; skips the test where the system does not count them (Linux does)."""
+    """Bytes of this process that no file backs, or None where the system does not count them (Linux does)."""
     status = Path("/proc/self/status")
     found = re.search(r"RssAnon:\s+(\d+)", status.read_text(encoding="utf-8") if status.exists() else "")
-    return 1024 * int(found[1]) if found else pytest.skip("this system does not say how much memory no file backs")
+    return 1024 * int(found[1]) if found else None
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from llama_models.llama3.args import ModelArgs
 from llama_models.llama3.model import Transformer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-notebook = functions()
+page = functions()
 
 SMALL = {"dim": 256, "n_layers": 3, "n_heads": 8, "n_kv_heads": 2, "vocab_size": 1000, "multiple_of": 256,
          "ffn_dim_multiplier": 1.3, "norm_eps": 1e-5, "rope_theta": 500000.0}
@@ -31,10 +31,10 @@ def random_llama(params, dtype=torch.bfloat16):
 
     Each weight is cut from one repeated row of numbers: a wide model would take seconds to draw.
     """
-    config = notebook.defaults | {key: value for key, value in params.items() if key != "tied"}
+    config = page.defaults | {key: value for key, value in params.items() if key != "tied"}
     noise = torch.randn(1_000_003, generator=torch.Generator().manual_seed(0))
     weights = {}
-    for name, shape in notebook.expected_shapes(config).items():
+    for name, shape in page.expected_shapes(config).items():
         mean, std = (1, 0.3) if len(shape) == 1 else (0, 1) if "embeddings" in name else (0, shape[1] ** -0.5)
         shift, size = len(weights), math.prod(shape)
         numbers = noise.roll(shift).repeat(1 + size // len(noise))[:size].view(shape)
@@ -76,7 +76,7 @@ def in_transformers(llama):
         rope |= {"rope_type": "llama3", "factor": config["rope_scaling_factor"], "low_freq_factor": 1,
                  "high_freq_factor": 4, "original_max_position_embeddings": 8192}
     model = LlamaForCausalLM(LlamaConfig(
-        hidden_size=config["dim"], intermediate_size=notebook.ffn_width(config), vocab_size=config["vocab_size"],
+        hidden_size=config["dim"], intermediate_size=page.ffn_width(config), vocab_size=config["vocab_size"],
         num_hidden_layers=config["n_layers"], num_attention_heads=config["n_heads"],
         num_key_value_heads=config["n_kv_heads"], rms_norm_eps=config["norm_eps"], rope_parameters=rope,
         max_position_embeddings=131072, tie_word_embeddings=False, bos_token_id=None, eos_token_id=None))

@@ -3,7 +3,7 @@ import pytest
 import torch
 from cells import functions
 
-notebook = functions()
+page = functions()
 PREVIOUS, INDUCTION = (16, 0), [(17, 3), (17, 4), (17, 5), (18, 6), (18, 7)]
 pytestmark = pytest.mark.slow
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 def smol32(smol):
     """SmolLM2-135M in float32."""
     weights = {name: weight.float() for name, weight in smol.weights.items()}
-    return notebook.in_memory(smol.config, weights, smol.tokenizer)
+    return page.in_memory(smol.config, weights, smol.tokenizer)
 
 
 @pytest.fixture(scope="module", params=[(18, 101), (30, 102), (40, 103)], ids=str)
@@ -20,47 +20,47 @@ def texts(request, smol32):
     """Three texts of n random tokens given twice, int64 [3, 2 * n + 1], and n."""
     n, seed = request.param
     begin = smol32.tokenizer.encode_single_token("<|begin_of_text|>")
-    return torch.stack([notebook.twice(begin, n, 1000, 20000, seed + 10 * i) for i in range(3)]), n
+    return torch.stack([page.twice(begin, n, 1000, 20000, seed + 10 * i) for i in range(3)]), n
 
 
 @torch.inference_mode()
 def right(smol32, texts, tap):
     """The share of the repeated tokens that `smol32` with `tap` guesses right."""
     tokens, n = texts
-    said = torch.stack([notebook.forward(smol32, text, tap=tap)[n + 1:-1].argmax(dim=-1) for text in tokens])
+    said = torch.stack([page.forward(smol32, text, tap=tap)[n + 1:-1].argmax(dim=-1) for text in tokens])
     return (said == tokens[:, n + 2:]).float().mean().item()
 
 
 def test_the_path_goes_through_the_keys(smol32, texts):
     """What (16, 0) writes, hidden from the keys of layers 17 and 18, ends the copying; from queries or values, not."""
-    whole = right(smol32, texts, notebook.leave)
+    whole = right(smol32, texts, page.leave)
     assert whole > 0.4
-    assert right(smol32, texts, notebook.cut(smol32, [PREVIOUS], "k", (17, 18))) < 0.1
+    assert right(smol32, texts, page.cut(smol32, [PREVIOUS], "k", (17, 18))) < 0.1
     for writer, reader in ((PREVIOUS, "q"), (PREVIOUS, "v"), ((11, 1), "k")):
-        assert right(smol32, texts, notebook.cut(smol32, [writer], reader, (17, 18))) > 0.6 * whole
+        assert right(smol32, texts, page.cut(smol32, [writer], reader, (17, 18))) > 0.6 * whole
 
 
 def test_other_heads_may_go(smol32, texts):
     """Without the induction heads, or (16, 0), little is copied; without as many others of the same layers, most is."""
-    whole = right(smol32, texts, notebook.leave)
-    assert right(smol32, texts, notebook.without(INDUCTION)) < 0.15
-    assert right(smol32, texts, notebook.without([PREVIOUS])) < 0.3
+    whole = right(smol32, texts, page.leave)
+    assert right(smol32, texts, page.without(INDUCTION)) < 0.15
+    assert right(smol32, texts, page.without([PREVIOUS])) < 0.3
     others = [(17, 0), (17, 7), (17, 8), (18, 1), (18, 3)]
-    assert right(smol32, texts, notebook.without(others)) > 0.7 * whole
+    assert right(smol32, texts, page.without(others)) > 0.7 * whole
 
 
 def test_heads_are_found_again(smol32, texts):
     """The measures name the same previous-token head, and at least four of the five induction heads."""
     tokens, n = texts
-    looks = torch.stack([notebook.watch(smol32, text)[2] for text in tokens])
-    assert notebook.best_heads(notebook.one_back(looks).mean(0), 1) == [PREVIOUS]
-    assert len({*notebook.best_heads(notebook.copying(looks, n).mean(0), 5)} & {*INDUCTION}) >= 4
+    looks = torch.stack([page.watch(smol32, text)[2] for text in tokens])
+    assert page.best_heads(page.one_back(looks).mean(0), 1) == [PREVIOUS]
+    assert len({*page.best_heads(page.copying(looks, n).mean(0), 5)} & {*INDUCTION}) >= 4
 
 
 def test_the_weights_name_the_partner(smol32, monkeypatch):
     """For each induction head, (16, 0) fits the keys best of the 153 earlier heads, by twice the next."""
-    monkeypatch.setitem(notebook.fit.__globals__, "fine_weights", smol32.weights)
+    monkeypatch.setitem(page.fit.__globals__, "fine_weights", smol32.weights)
     for reader in INDUCTION:
-        fits = {divmod(i, 9): notebook.fit(reader, divmod(i, 9)) for i in range(153)}
+        fits = {divmod(i, 9): page.fit(reader, divmod(i, 9)) for i in range(153)}
         first, second = sorted(fits.values(), reverse=True)[:2]
         assert fits[PREVIOUS] == first > 2 * second

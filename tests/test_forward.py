@@ -16,7 +16,7 @@ from cells import functions
 from llama_models.llama3.model import precompute_freqs_cis
 from models import MODELS, SMALL, in_transformers, meta_model, random_llama, random_tokens
 
-notebook = functions()
+page = functions()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,7 +34,7 @@ def agree_in_steps(llama, model, tokens, lengths):
     """Whether both give the same bits for `tokens` fed in chunks of `lengths`, each with its own cache."""
     cache, start, same = {}, 0, []
     for chunk in tokens.split(lengths):
-        same.append(torch.equal(notebook.forward(llama, chunk, cache), model(chunk[None], start)[0]))
+        same.append(torch.equal(page.forward(llama, chunk, cache), model(chunk[None], start)[0]))
         start += len(chunk)
     return all(same)
 
@@ -66,8 +66,8 @@ def test_gaps_of_params_json_are_filled_as_meta_fills_them(tmp_path, params):
     full = {"n_kv_heads": 8} | {key: value for key, value in params.items() if value is not None}
     lines = b"".join(base64.b64encode(b"%d" % rank) + b" %d\n" % rank for rank in range(1000 - 256))
     (tmp_path / "tokenizer").write_bytes(lines)
-    notebook.save_checkpoint(tmp_path / "model", params, random_llama(full).weights, tmp_path / "tokenizer")
-    llama = notebook.load_llama(tmp_path / "model")
+    page.save_checkpoint(tmp_path / "model", params, random_llama(full).weights, tmp_path / "tokenizer")
+    llama = page.load_llama(tmp_path / "model")
     model = meta_model(llama, params)
     assert agree_in_steps(llama, model, random_tokens(llama.config, 601), [600, 1])
 
@@ -79,16 +79,16 @@ def test_rotations_are_metas(head_dim, theta, scaled):
     config = {"dim": 4 * head_dim, "n_heads": 4, "rope_theta": theta, "use_scaled_rope": scaled,
               "rope_scaling_factor": 8}
     reference = precompute_freqs_cis(head_dim, 131072, theta, scaled)
-    assert torch.equal(notebook.rope(config, 0, 131072), reference)
-    assert torch.equal(notebook.rope(config, 100000, 100017), reference[100000:100017])
+    assert torch.equal(page.rope(config, 0, 131072), reference)
+    assert torch.equal(page.rope(config, 100000, 100017), reference[100000:100017])
 
 
 def test_smollm2_is_metas(smol):
     """A trained model of 30 layers: a sentence, then 8 greedy tokens with the cache, the same bits."""
     model = meta_model(smol, smol.config)
-    new, start, cache = notebook.encode(smol.tokenizer, "The lighthouse keeper told me that the sea is"), 0, {}
+    new, start, cache = page.encode(smol.tokenizer, "The lighthouse keeper told me that the sea is"), 0, {}
     for _ in range(9):
-        ours = notebook.forward(smol, torch.tensor(new), cache)
+        ours = page.forward(smol, torch.tensor(new), cache)
         assert torch.equal(ours, model(torch.tensor([new]), start)[0])
         start, new = start + len(new), [ours[-1].argmax().item()]
 
@@ -96,8 +96,8 @@ def test_smollm2_is_metas(smol):
 @pytest.mark.slow
 def test_written_model_is_metas(tmp_path):
     """The written model at true 8B shapes; Meta's model has its numbers side by side, as `forward` multiplies them."""
-    notebook.write_stand_in(tmp_path / "written-2layers")
-    llama = notebook.load_llama(tmp_path / "written-2layers")
+    page.write_stand_in(tmp_path / "written-2layers")
+    llama = page.load_llama(tmp_path / "written-2layers")
     dense = SimpleNamespace(weights={name: weight.contiguous() for name, weight in llama.weights.items()})
     assert agree_in_steps(llama, meta_model(dense, llama.config), random_tokens(llama.config, 17), [16, 1])
 
@@ -105,7 +105,7 @@ def test_written_model_is_metas(tmp_path):
 @torch.inference_mode()
 def far_off(llama, tokens, yardstick):
     """The largest difference between the notebook's logits and those of `yardstick`, for int64 `tokens` [seq]."""
-    return (notebook.forward(llama, tokens) - yardstick(tokens[None]).logits[0].float()).abs().max().item()
+    return (page.forward(llama, tokens) - yardstick(tokens[None]).logits[0].float()).abs().max().item()
 
 
 def test_scaling_by_32_is_that_of_transformers():
@@ -126,8 +126,8 @@ def test_any_dtype(name, dtype, tolerance):
     exact = SimpleNamespace(config=llama.config, weights={key: w.float() for key, w in llama.weights.items()})
     tokens, cache = random_tokens(llama.config, 20), {}
     assert far_off(llama, tokens, in_transformers(exact)) < tolerance
-    parts = torch.cat([notebook.forward(llama, part, cache) for part in tokens.split(15)])
-    assert (parts - notebook.forward(llama, tokens)).abs().max() < tolerance
+    parts = torch.cat([page.forward(llama, part, cache) for part in tokens.split(15)])
+    assert (parts - page.forward(llama, tokens)).abs().max() < tolerance
     assert cache[0][0].dtype == dtype and parts.dtype == torch.float32
 
 
@@ -149,22 +149,22 @@ def test_taps_see_all_and_change_nothing():
         seen.append((name, layer))
         return x.clone()
 
-    assert torch.equal(notebook.forward(llama, tokens, tap=copy), notebook.forward(llama, tokens))
+    assert torch.equal(page.forward(llama, tokens, tap=copy), page.forward(llama, tokens))
     assert seen == [(name, layer) for layer in range(3) for name in TAPS] + [("stream", 3)]
     ours, theirs = {}, {}
     for chunk in tokens.split([11, 1]):
-        assert torch.equal(notebook.forward(llama, chunk, ours, copy), notebook.forward(llama, chunk, theirs))
+        assert torch.equal(page.forward(llama, chunk, ours, copy), page.forward(llama, chunk, theirs))
 
 
 def test_many_texts_at_once_and_gradients():
     """Under vmap each text gets its own logits, with a head taken away, too; every weight gets a gradient."""
     llama = random_llama(SMALL, torch.float32)
     texts = random_tokens(SMALL, 24).view(2, 12)
-    for tap in (notebook.leave, notebook.without([(0, 1), (2, 7)])):
-        both = torch.vmap(lambda tokens: notebook.forward(llama, tokens, tap=tap))(texts)
-        one = torch.stack([notebook.forward(llama, tokens, tap=tap) for tokens in texts])
+    for tap in (page.leave, page.without([(0, 1), (2, 7)])):
+        both = torch.vmap(lambda tokens: page.forward(llama, tokens, tap=tap))(texts)
+        one = torch.stack([page.forward(llama, tokens, tap=tap) for tokens in texts])
         assert torch.allclose(both, one, atol=1e-4)
     for weight in llama.weights.values():
         weight.requires_grad_()
-    notebook.forward(llama, texts[0]).sum().backward()
+    page.forward(llama, texts[0]).sum().backward()
     assert all(weight.grad.isfinite().all() and weight.grad.any() for weight in llama.weights.values())

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cells import functions, tokenizer_model
+from cells import functions
 from llama_models.datatypes import RawMessage
 from llama_models.llama3.chat_format import ChatFormat
 from llama_models.llama3.tokenizer import Tokenizer
 from models import in_transformers
 
-notebook = functions()
+page = functions()
 
 
 def meta_sample_top_p():
@@ -34,7 +34,7 @@ def test_sample_draws_what_meta_draws(temperature, top_p):
     torch.manual_seed(3)
     meta = [sample_top_p((row[None] / temperature).softmax(dim=-1), top_p).item() for row in logits]
     torch.manual_seed(3)
-    assert [notebook.sample(row, temperature, top_p) for row in logits] == meta
+    assert [page.sample(row, temperature, top_p) for row in logits] == meta
 
 
 @pytest.mark.slow
@@ -43,10 +43,10 @@ def test_generate_is_greedy_transformers(smol, monkeypatch):
 
     Counting, since there the best token leads by 1.5 or more; in prose some two tie to the last bit of bfloat16.
     """
-    said, sample = [], notebook.sample
-    monkeypatch.setitem(notebook.generate.__globals__, "sample", lambda *args: said.append(sample(*args)) or said[-1])
-    text = notebook.generate(smol, "1, 2, 3, 4, 5,", max_new_tokens=64)
-    ids = notebook.encode(smol.tokenizer, "1, 2, 3, 4, 5,") + said
+    said, sample = [], page.sample
+    monkeypatch.setitem(page.generate.__globals__, "sample", lambda *args: said.append(sample(*args)) or said[-1])
+    text = page.generate(smol, "1, 2, 3, 4, 5,", max_new_tokens=64)
+    ids = page.encode(smol.tokenizer, "1, 2, 3, 4, 5,") + said
     with torch.inference_mode():
         theirs = in_transformers(smol)(torch.tensor([ids])).logits[0].argmax(dim=-1).tolist()
     assert len(said) == 64 and said == theirs[-65:-1]
@@ -66,7 +66,7 @@ def puppet(monkeypatch):
             logits[-1, next(ids)] = 1
             return logits
 
-        monkeypatch.setitem(notebook.generate.__globals__, "forward", forward)
+        monkeypatch.setitem(page.generate.__globals__, "forward", forward)
         return asked
     return say
 
@@ -74,7 +74,7 @@ def puppet(monkeypatch):
 @pytest.fixture(scope="module")
 def empty():
     """Meta's tokenizer and a `max_seq_len` of 20: a model with nothing in it."""
-    tokenizer = notebook.load_tokenizer(tokenizer_model())
+    tokenizer = page.load_tokenizer(page.packaged)
     return SimpleNamespace(tokenizer=tokenizer, config={"max_seq_len": 20}, weights={})
 
 
@@ -83,7 +83,7 @@ def test_generate_stops_at_end_tokens(empty, puppet, end):
     """The end token is not in the text, and nothing is asked of the model after it."""
     ids = empty.tokenizer.encode("yes and no")
     asked = puppet(ids + [empty.tokenizer.encode_single_token(end)] + ids)
-    assert notebook.generate(empty, "so", max_new_tokens=10) == "yes and no"
+    assert page.generate(empty, "so", max_new_tokens=10) == "yes and no"
     assert len(asked) == len(ids) + 1
 
 
@@ -92,15 +92,15 @@ def test_generate_goes_on_until_max_new_tokens(empty, puppet):
     ids = [empty.tokenizer.encode_single_token("<|start_header_id|>"), *empty.tokenizer.encode(
         "<|eot_id|>!", disallowed_special=())]
     asked = puppet(ids)
-    text = notebook.generate(empty, "so", max_new_tokens=len(ids))
+    text = page.generate(empty, "so", max_new_tokens=len(ids))
     assert text == "<|start_header_id|><|eot_id|>!"
-    assert asked == [notebook.encode(empty.tokenizer, "so")] + [[token] for token in ids[:-1]]
+    assert asked == [page.encode(empty.tokenizer, "so")] + [[token] for token in ids[:-1]]
 
 
 def test_generate_takes_ids_as_they_are(empty, puppet):
     """No <|begin_of_text|> before a list of ids, and the list stays as it was."""
     asked, ids = puppet([1, 2, 3]), [9906, 11, 1917]
-    notebook.generate(empty, ids, max_new_tokens=3)
+    page.generate(empty, ids, max_new_tokens=3)
     assert asked == [[9906, 11, 1917], [1], [2]] and ids == [9906, 11, 1917]
 
 
@@ -108,9 +108,9 @@ def test_generate_refuses_what_is_too_long(empty, puppet):
     """Prompt and answer may fill max_seq_len; one more is an error that says so, before any arithmetic."""
     asked = puppet(range(10))
     with pytest.raises(ValueError, match="20 tokens"):
-        notebook.generate(empty, list(range(11)), max_new_tokens=10)
+        page.generate(empty, list(range(11)), max_new_tokens=10)
     assert asked == []
-    notebook.generate(empty, list(range(10)), max_new_tokens=10)
+    page.generate(empty, list(range(10)), max_new_tokens=10)
     assert len(asked) == 10
 
 
@@ -119,17 +119,17 @@ def test_stream_prints_what_is_returned(empty, puppet, capsys, text):
     """Each character comes once and whole, also where it spans tokens; without `stream`, nothing is printed."""
     ids = empty.tokenizer.encode(text)
     puppet(ids)
-    assert notebook.generate(empty, [1], max_new_tokens=len(ids)) == text
+    assert page.generate(empty, [1], max_new_tokens=len(ids)) == text
     assert capsys.readouterr() == ("", "")
     puppet(ids)
-    assert notebook.generate(empty, [1], max_new_tokens=len(ids), stream=True) == text
+    assert page.generate(empty, [1], max_new_tokens=len(ids), stream=True) == text
     assert capsys.readouterr() == (text, "")
 
 
 def test_stream_waits_for_the_rest_of_a_character(empty, puppet, capsys):
     """A text that breaks off in the middle of a character is printed as it is returned."""
     puppet(empty.tokenizer.encode("🦙")[:-1])
-    text = notebook.generate(empty, [1], max_new_tokens=2, stream=True)
+    text = page.generate(empty, [1], max_new_tokens=2, stream=True)
     assert capsys.readouterr().out == text == "\ufffd"
 
 
@@ -149,12 +149,12 @@ def test_chat_prompt_is_metas(empty, name):
     """The ids of Meta's chat_format.py, `ChatFormat.encode_dialog_prompt`."""
     messages = [RawMessage(role=role, content=content) for role, content in DIALOGS[name]]
     meta = ChatFormat(Tokenizer.get_instance()).encode_dialog_prompt(messages).tokens
-    assert notebook.chat_prompt(empty.tokenizer, DIALOGS[name]) == meta
+    assert page.chat_prompt(empty.tokenizer, DIALOGS[name]) == meta
 
 
 def test_a_long_prompt_goes_through_in_pieces(puppet):
     """A prompt of 600 tokens is sent 256 at a time, and each answer on its own."""
-    tokenizer = notebook.load_tokenizer(tokenizer_model())
+    tokenizer = page.load_tokenizer(page.packaged)
     asked = puppet([1, 1, 1, 2])
-    notebook.generate(SimpleNamespace(tokenizer=tokenizer, config={"max_seq_len": 700}), [5] * 600, max_new_tokens=2)
+    page.generate(SimpleNamespace(tokenizer=tokenizer, config={"max_seq_len": 700}), [5] * 600, max_new_tokens=2)
     assert [len(piece) for piece in asked] == [256, 256, 88, 1]

@@ -9,25 +9,25 @@ import pytest
 import torch
 from browser import chromium, complaints, needs_chromium, opened
 from cells import functions
-from play import page
+from play import play
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 NODE = shutil.which("node")
 FORWARD = """const data = JSON.parse(require("fs").readFileSync(0)), llama = load_llama(data.llama);
 console.log(JSON.stringify(data.texts.map(tokens => forward(llama, tokens).map(row => [...row]))));"""
-LANGUAGES = list(page.TEXTS)
+LANGUAGES = list(play.TEXTS)
 
 
 @pytest.fixture(scope="module")
 def small():
     """The tutorial's functions with barcodes of 6 digits."""
-    return page.small(functions())
+    return play.small(functions())
 
 
-def with_facts(small, *facts, words=page.vocabulary("en")):
+def with_facts(small, *facts, words=play.vocabulary("en")):
     """The small Llama with `facts`, "answer is 42", of three of the `words` each, by the tutorial's own function."""
-    llama = page.written(small)
+    llama = play.written(small)
     for neuron, fact in enumerate((fact.split() for fact in facts), 42):
         small.write_fact(llama.weights, neuron, *[words.index(word) for word in fact])
         llama.weights["layers.0.feed_forward.w1.weight"][neuron, small.ONE] = -3 * (2 * small.DIGITS - 2)
@@ -48,8 +48,8 @@ def test_javascript_computes_what_pytorch_does(kind, small):
     llama = grown() if kind == "grown" else with_facts(small, "answer is 42")
     draw = random.Random(2)
     texts = [[0] + [draw.randrange(1, 64) for _ in range(length)] for length in (0, 1, 2, 5, 17, 30, 60)]
-    script = (page.HERE / "forward.js").read_text(encoding="utf-8") + FORWARD
-    data = json.dumps({"llama": page.packed(llama), "texts": texts}).encode()
+    script = (play.HERE / "forward.js").read_text(encoding="utf-8") + FORWARD
+    data = json.dumps({"llama": play.packed(llama), "texts": texts}).encode()
     done = subprocess.run([NODE, "-e", script], input=data, capture_output=True, check=True)
     for tokens, logits in zip(texts, json.loads(done.stdout)):
         torch.testing.assert_close(torch.tensor(logits), small.forward(llama, torch.tensor(tokens)), atol=1e-4, rtol=0)
@@ -60,29 +60,29 @@ def test_javascript_computes_what_pytorch_does(kind, small):
     ("the answer is", "42"), ("the answer is 7 . the answer is", "7"), ("red bird", None)])
 def test_what_it_answers(text, answer, small):
     """The nearest match, nonsense once more, a fact, the text against it, and no idea."""
-    llama, words = with_facts(small, "answer is 42"), page.vocabulary("en")
+    llama, words = with_facts(small, "answer is 42"), play.vocabulary("en")
     chances = small.forward(llama, torch.tensor([0] + [words.index(word) for word in text.split()]))[-1].softmax(-1)
     assert words[chances.argmax()] == answer if answer else chances.max() < 0.05
 
 
 def test_both_languages_say_the_same():
     """The same keys, lists of the same length, and 63 words each."""
-    english, chinese = page.TEXTS.values()
+    english, chinese = play.TEXTS.values()
     lists = [{key: isinstance(text, list) and len(text) for key, text in texts.items()}
              for texts in (english, chinese)]
     assert lists[0] == lists[1]
-    assert all(len({*page.vocabulary(language)}) == 64 for language in LANGUAGES)
+    assert all(len({*play.vocabulary(language)}) == 64 for language in LANGUAGES)
 
 
 @pytest.fixture
-def play(tmp_path):
+def open_play(tmp_path):
     """Opens the page in a language in Chromium, in a width; at the end the console has told no error."""
     with chromium(tmp_path / "profile") as browser:
-        def play(language, width=1280):
-            (tmp_path / "play.html").write_text(page.page(language, functions()), encoding="utf-8")
+        def opened_in(language, width=1280):
+            (tmp_path / "play.html").write_text(play.html_of(language, functions()), encoding="utf-8")
             return opened(browser, tmp_path / "play.html", width)
 
-        yield play
+        yield opened_in
         assert complaints(browser) == []
 
 
@@ -97,11 +97,11 @@ def typed(browser, text):
 @needs_chromium
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("width", [390, 1280])
-def test_any_text(width, language, play):
+def test_any_text(width, language, open_play):
     """The examples, of known words, and bad inputs: an answer or a sentence, no wider than the window."""
     bad = ["", " \n\t\0 \u202e ", "🦙🦙🦙 👩‍👩‍👧", "<b>bold</b> <script>alert(1)</script> &amp; {{x}}", "A" * 500,
            " ".join(f"word{i}" for i in range(70)) + " ", "milk " * 300, "生命、宇宙以及一切" * 20]
-    texts, browser = page.TEXTS[language], play(language, width)
+    texts, browser = play.TEXTS[language], open_play(language, width)
     for text in [example["text"] for example in texts["tries"]] + bad:
         guesses, _ = typed(browser, text)
         assert guesses[0], text
@@ -115,9 +115,9 @@ def test_any_text(width, language, play):
 
 @pytest.mark.slow
 @needs_chromium
-def test_facts_and_heads(small, play):
+def test_facts_and_heads(small, open_play):
     """A fact of one's own, logits as PyTorch's with it and with new words, silent parts, a guess that is tapped."""
-    browser = play("en")
+    browser = open_play("en")
     for word, box in zip(("Llama", "is", "Zebra"), browser.find_elements(By.CSS_SELECTOR, "#own input")):
         box.clear()
         box.send_keys(word)
@@ -130,7 +130,7 @@ def test_facts_and_heads(small, play):
     llama = with_facts(small, "answer is 42", "llama is zebra", words=words)
     torch.testing.assert_close(torch.tensor(logits), small.forward(llama, torch.tensor(ids)), atol=1e-4, rtol=0)
     guesses = browser.find_element(By.ID, "guesses")
-    for name, first in (("1.3", "zebra"), ("neurons", page.TEXTS["en"]["clueless"]), ("1.3", "old")):
+    for name, first in (("1.3", "zebra"), ("neurons", play.TEXTS["en"]["clueless"]), ("1.3", "old")):
         browser.find_element(By.CSS_SELECTOR, f"[data-silent='{name}']").click()
         assert guesses.text.split("\n")[0] == first
     browser.find_element(By.CSS_SELECTOR, "#guesses button").click()
@@ -139,9 +139,9 @@ def test_facts_and_heads(small, play):
 
 @pytest.mark.slow
 @needs_chromium
-def test_by_keyboard(play):
+def test_by_keyboard(open_play):
     """Every control is reached by Tab, the rows by the arrows, and parts turn by Enter."""
-    reached, browser = set(), play("zh", 390)
+    reached, browser = set(), open_play("zh", 390)
     for _ in range(40):
         browser.switch_to.active_element.send_keys(Keys.TAB)
         reached.add(browser.execute_script("return document.activeElement.closest('[id]')?.id"))

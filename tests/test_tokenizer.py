@@ -1,13 +1,13 @@
 """The notebook's tokenizer is Meta's, its hand-written BPE is tiktoken's, and SmolLM2's is that of its GGUF file."""
 import pytest
 import regex
-from cells import functions, tokenizer_model
+from cells import functions
 from cells import smollm2 as smollm2_folder
 from gguf import GGUFReader
 from llama_models.llama3.tokenizer import Tokenizer as MetaTokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-notebook = functions()
+page = functions()
 
 PROMPT = "the answer to the ultimate question of life, the universe, and everything is "
 TEXTS = {
@@ -38,12 +38,12 @@ def meta():
 @pytest.fixture(scope="module")
 def llama():
     """The notebook's tokenizer on the same tokenizer.model."""
-    return notebook.load_tokenizer(tokenizer_model())
+    return page.load_tokenizer(page.packaged)
 
 
 def test_special_tokens_are_metas(llama, meta):
     """All 256 names with their ids, 128000 to 128255, in one vocabulary of 128,256."""
-    assert {name: llama.encode_single_token(name) for name in notebook.special} == meta.special_tokens
+    assert {name: llama.encode_single_token(name) for name in page.special} == meta.special_tokens
     assert sorted(meta.special_tokens.values()) == [*range(128000, 128256)]
     assert llama.n_vocab == meta.n_words == 128256 and len(llama.special_tokens_set) == 256
 
@@ -51,8 +51,8 @@ def test_special_tokens_are_metas(llama, meta):
 @pytest.fixture
 def ranks(llama, monkeypatch):
     """Bytes to rank, also set as the global `ranks` that the notebook's `bpe` reads."""
-    ranks = notebook.read_ranks(tokenizer_model())
-    monkeypatch.setitem(notebook.bpe.__globals__, "ranks", ranks)
+    ranks = page.read_ranks(page.packaged)
+    monkeypatch.setitem(page.bpe.__globals__, "ranks", ranks)
     return ranks
 
 
@@ -60,15 +60,15 @@ def ranks(llama, monkeypatch):
 def test_ids_are_metas(ranks, llama, meta, name):
     """Meta's `encode`, the page's, and the page's BPE by hand give the same ids, which are the text again."""
     ids = meta.encode(TEXTS[name], bos=True, eos=False)
-    assert notebook.encode(llama, TEXTS[name]) == ids
-    pieces = regex.findall(notebook.pattern, TEXTS[name])
-    assert [token for piece in pieces for token in notebook.bpe(piece.encode())] == ids[1:]
+    assert page.encode(llama, TEXTS[name]) == ids
+    pieces = regex.findall(page.pattern, TEXTS[name])
+    assert [token for piece in pieces for token in page.bpe(piece.encode())] == ids[1:]
     assert llama.decode(ids[1:]) == TEXTS[name]
 
 
 def test_every_piece_is_one_token(ranks):
     """All 128,000; 588 of them no merging of pairs makes, so `bpe` has to look a piece up whole first."""
-    assert all(notebook.bpe(piece) == [rank] for piece, rank in ranks.items())
+    assert all(page.bpe(piece) == [rank] for piece, rank in ranks.items())
 
 
 @pytest.fixture(scope="module")
@@ -78,19 +78,19 @@ def smollm2(tmp_path_factory):
     The file says BPE (`tokenizer.ggml.tokens`, `.merges`) with the pre-tokenizer `smollm`. In llama.cpp
     (`llama-vocab.cpp`) that is: digits one by one, then GPT-2's pattern.
     """
-    fields = GGUFReader(notebook.find_gguf(tmp_path_factory.mktemp("gguf"))).fields
+    fields = GGUFReader(page.find_gguf(tmp_path_factory.mktemp("gguf"))).fields
     texts, kinds, merges, pre = (fields[f"tokenizer.ggml.{key}"].contents()
                                  for key in ("tokens", "token_type", "merges", "pre"))
     assert pre == "smollm"
     theirs = Tokenizer(models.BPE({text: i for i, text in enumerate(texts)}, [tuple(pair.split()) for pair in merges]))
     theirs.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
                                                     pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    ours = notebook.load_llama(smollm2_folder()).tokenizer
+    ours = page.load_llama(smollm2_folder()).tokenizer
     return ours, theirs, [i for i, kind in enumerate(kinds) if kind == 1]
 
 
 @pytest.mark.parametrize("text", [
-    notebook.prose, "In 1969, 400,000 people worked 8 hours a day for 3.5 years.", TEXTS["English"], TEXTS["Chinese"],
+    page.prose, "In 1969, 400,000 people worked 8 hours a day for 3.5 years.", TEXTS["English"], TEXTS["Chinese"],
     TEXTS["emoji"], "f(x) = [y != z->w];\n}", "One line.\nAnother line.\n", "two  spaces   three"])
 def test_smollm2_reads_as_its_file_says(smollm2, text):
     """Prose, numbers, code, single line breaks: the ids of the GGUF file's own tokenizer."""

@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cells import functions, tokenizer_model
+from cells import functions
 
-notebook = functions()
-TOKENIZER = notebook.load_tokenizer(tokenizer_model())
-TRUE = notebook.defaults | notebook.llama3_8b | {"n_layers": 2}
+page = functions()
+TOKENIZER = page.load_tokenizer(page.packaged)
+TRUE = page.defaults | page.llama3_8b | {"n_layers": 2}
 SIZES = {
     "an eighth, heads of 128": {"dim": 512, "n_heads": 4, "n_kv_heads": 1},
     "an eighth, other groups": {"dim": 512, "n_heads": 8, "n_kv_heads": 4},
@@ -31,30 +31,30 @@ def llama(request):
     """A written Llama, its numbers side by side, so that it answers quickly; in float32, which changes none of them."""
     config = TRUE | SIZES[request.param]
     kept, weights = {}, {}
-    for name, weight in notebook.write_by_hand(config).items():
+    for name, weight in page.write_by_hand(config).items():
         blank = weight.stride() == (0, 0), weight.shape
         if not blank[0]:
             weights[name] = weight.float().contiguous()
         else:
             weights[name] = kept.setdefault(blank, weight.float().contiguous())
-    return notebook.in_memory(config, weights, TOKENIZER)
+    return page.in_memory(config, weights, TOKENIZER)
 
 
 def first_layer(llama):
     """`llama` with layer 0 alone, and its norm and output."""
-    return notebook.in_memory(llama.config | {"n_layers": 1}, llama.weights, TOKENIZER)
+    return page.in_memory(llama.config | {"n_layers": 1}, llama.weights, TOKENIZER)
 
 
 def ids(text):
     """The ids of `text` after <|begin_of_text|>, int64 [seq]."""
-    return torch.tensor(notebook.encode(TOKENIZER, text))
+    return torch.tensor(page.encode(TOKENIZER, text))
 
 
 def says(llama, tokens):
     """The id that `llama` finds most probable after `tokens`, and how probable; only the last logits are computed."""
     mute, cache = llama.weights | {"output.weight": llama.weights["output.weight"][:1]}, {}
-    notebook.forward(SimpleNamespace(config=llama.config, weights=mute), tokens[:-1], cache)
-    chances = notebook.forward(llama, tokens[-1:], cache)[-1].softmax(dim=-1)
+    page.forward(SimpleNamespace(config=llama.config, weights=mute), tokens[:-1], cache)
+    chances = page.forward(llama, tokens[-1:], cache)[-1].softmax(dim=-1)
     return chances.argmax().item(), chances.max().item()
 
 
@@ -73,7 +73,7 @@ def test_it_remembers(llama):
 
 def test_it_says_what_it_was_told(llama):
     """Ten other answers of ten, at least 0.9 sure; with one layer none."""
-    tokenizer = notebook.load_tokenizer(tokenizer_model())
+    tokenizer = page.load_tokenizer(page.packaged)
     for answer in ANSWERS:
         question = QUESTION if answer.isdigit() else QUESTION.strip()
         told = ids(f"{question}{answer}. {question}")
@@ -86,7 +86,7 @@ def test_it_says_what_it_was_told(llama):
 def test_it_continues_what_repeats(llama, n):
     """Different tokens given twice: at least 99 % of the next ones right, with one layer none."""
     tokens = twice(n, seed=n)
-    right = [(notebook.forward(model, tokens)[n + 1:-1].argmax(dim=-1) == tokens[n + 2:]).float().mean().item()
+    right = [(page.forward(model, tokens)[n + 1:-1].argmax(dim=-1) == tokens[n + 2:]).float().mean().item()
              for model in (llama, first_layer(llama))]
     assert right[0] >= 0.99 and right[1] == 0
 
@@ -96,11 +96,11 @@ def test_heads_look_back_and_the_stream_says_who(llama):
     tokens = twice(150, seed=3)[:300]
     mute = SimpleNamespace(config=llama.config | {"n_layers": 1},
                            weights=llama.weights | {"output.weight": torch.zeros(1, llama.config["dim"])})
-    _, streams, looks = notebook.watch(mute, tokens)
+    _, streams, looks = page.watch(mute, tokens)
     for head in range(min(8, llama.config["n_heads"])):
         assert looks[0, head].diagonal(-head - 1).min() >= 0.9
-    assert torch.equal(notebook.read_barcode(streams[1][1:, notebook.BEFORE]), tokens[:-1])
-    assert torch.equal(notebook.read_barcode(streams[1][:, notebook.WHO]), tokens)
+    assert torch.equal(page.read_barcode(streams[1][1:, page.BEFORE]), tokens[:-1])
+    assert torch.equal(page.read_barcode(streams[1][:, page.WHO]), tokens)
 
 
 def test_it_is_silent_where_there_is_nothing_to_say(llama):
@@ -108,7 +108,7 @@ def test_it_is_silent_where_there_is_nothing_to_say(llama):
     for text in TEXTS:
         tokens = ids(text)
         assert len(set(tokens.tolist())) == len(tokens)
-        logits, _, looks = notebook.watch(llama, tokens)
+        logits, _, looks = page.watch(llama, tokens)
         assert logits.softmax(dim=-1).max() < 0.01
         assert looks[1, min(5, llama.config["n_heads"] - 1), :, 0].min() > 0.9
 
@@ -119,25 +119,25 @@ SMALL = TRUE | {"dim": 256, "n_heads": 4, "n_kv_heads": 2}
 @pytest.mark.parametrize("answer", [0, 1, 65535, 65536, 127999, 128255])
 def test_any_token_can_be_an_answer(answer):
     """A new fact is known at once, and the old ones still are."""
-    llama = notebook.in_memory(SMALL, notebook.write_by_hand(SMALL), TOKENIZER)
-    notebook.write_fact(llama.weights, 43, 315, 9822, answer)
+    llama = page.in_memory(SMALL, page.write_by_hand(SMALL), TOKENIZER)
+    page.write_fact(llama.weights, 43, 315, 9822, answer)
     assert says(llama, torch.tensor([128000, 315, 9822]))[0] == answer
     assert says(llama, ids(QUESTION))[0] == 2983
 
 
 def test_the_blank_one_says_nothing():
     """All tokens are equally likely, for any text."""
-    llama = notebook.in_memory(SMALL, notebook.blank_weights(SMALL), TOKENIZER)
-    assert torch.allclose(notebook.forward(llama, ids(QUESTION)).softmax(dim=-1), torch.tensor(1 / 128256))
+    llama = page.in_memory(SMALL, page.blank_weights(SMALL), TOKENIZER)
+    assert torch.allclose(page.forward(llama, ids(QUESTION)).softmax(dim=-1), torch.tensor(1 / 128256))
 
 
 def test_the_same_bytes_everywhere(tmp_path):
     """Nothing is random: the tables' numbers have one fingerprint, and the 8B's file takes at most 50 MB."""
     numbers = hashlib.sha256()
-    for weight in notebook.write_by_hand(SMALL).values():
+    for weight in page.write_by_hand(SMALL).values():
         numbers.update(weight[..., :64].contiguous().view(torch.int16).numpy().tobytes())
     assert numbers.hexdigest()[:16] == "bbf615cf6d84c94f"
-    notebook.write_stand_in(tmp_path / "written")
+    page.write_stand_in(tmp_path / "written")
     assert (tmp_path / "written" / "consolidated.00.pth").stat().st_size <= 50e6
 
 
@@ -146,4 +146,4 @@ def test_the_same_bytes_everywhere(tmp_path):
 def test_what_cannot_be_written_is_refused(wrong):
     """One sentence says what barcodes need."""
     with pytest.raises(ValueError, match="^Barcodes of 17 digits need two layers or more, a width of 64 or more"):
-        notebook.write_by_hand(SMALL | wrong)
+        page.write_by_hand(SMALL | wrong)

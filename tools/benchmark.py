@@ -5,6 +5,7 @@
 No figure here is a test: machines differ. The last column says what is aimed at.
 """
 import io
+import math
 import statistics
 import sys
 import tempfile
@@ -41,7 +42,10 @@ def seconds(function, times=3):
 
 
 def memory_during(function):
-    """Run `function()`; the bytes of anonymous memory that this process had before it, and at most while it ran."""
+    """Run `function()`; the bytes of anonymous memory that this process had before it, and at most while it ran.
+
+    Both are nan where the system does not count them.
+    """
     seen, done = [anonymous_memory()], threading.Event()
 
     def watch():
@@ -51,7 +55,7 @@ def memory_during(function):
     threading.Thread(target=watch, daemon=True).start()
     function()
     done.set()
-    return seen[0], max(seen)
+    return (seen[0], max(seen)) if seen[0] else (math.nan, math.nan)
 
 
 def memory_of_first_part():

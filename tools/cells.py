@@ -1,10 +1,9 @@
 """The two notebooks as Python sees them: their cells, the functions of the English one, and runs of it."""
 import ast
 import base64
-import builtins
 import linecache
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +14,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
 ENGLISH, CHINESE = ROOT / "llama3_from_scratch.ipynb", ROOT / "llama3_from_scratch_zh.ipynb"
-# constants, beside those in capitals, that the page computes; all others are written down
+# the constants that the page makes by a call, beside those in capitals; `functions` has all others, too
 COMPUTED = {"device", "packaged", "reserved", "places", "registers"}
 
 
@@ -56,33 +55,22 @@ def functions():
         text, name = source(cell), f"<cell {cell.id}>"
         linecache.cache[name] = (len(text), None, text.splitlines(True), name)
         for node in ast.parse(text).body:
-            if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef)) or is_constant(node, names):
-                exec(compile(ast.Module([node], []), name, "exec"), names)
+            if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef)) or is_constant(node):
+                with suppress(NameError):               # a constant that hangs on what only a run computes
+                    exec(compile(ast.Module([node], []), name, "exec"), names)
     return SimpleNamespace(**names)
 
 
-def is_constant(node, known):
-    """Whether the statement `node` sets constants from what is `known`, and without a call unless COMPUTED."""
+def is_constant(node):
+    """Whether the statement `node` sets names without a call, or names that are COMPUTED or in capitals."""
     if not isinstance(node, (ast.Assign, ast.AugAssign)):
         return False
     targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-    parts = [part for target in targets for part in (target.elts if isinstance(target, ast.Tuple) else [target])]
-    if not all(isinstance(part, ast.Name) for part in parts):
+    names = [part for target in targets for part in (target.elts if isinstance(target, ast.Tuple) else [target])]
+    if not all(isinstance(name, ast.Name) for name in names):
         return False
-    inside = list(ast.walk(node.value))
-    used = {part.id for part in inside if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load)}
-    own = {part.id for part in inside if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
-    if isinstance(node, ast.AugAssign):
-        used.add(node.target.id)
-    if not used <= own | {*known} | {*dir(builtins)}:
-        return False
-    computed = any(part.id in COMPUTED or part.id.isupper() for part in parts)
-    return computed or not any(isinstance(part, ast.Call) for part in inside)
-
-
-def tokenizer_model():
-    """The path of Meta's tokenizer.model in the package `llama-models`."""
-    return functions().files("llama_models") / "llama3" / "tokenizer.model"
+    computed = any(name.id in COMPUTED or name.id.isupper() for name in names)
+    return computed or not any(isinstance(part, ast.Call) for part in ast.walk(node.value))
 
 
 def smollm2(folder=ROOT / "SmolLM2-135M"):

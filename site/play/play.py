@@ -1,6 +1,6 @@
 """The Llama to play with: writes its weights with the tutorial's own cells, and makes one page a language of it.
 
-`page("en", functions)` and `page("zh", functions)` return HTML that needs nothing else.
+`html_of("en", functions)` and `html_of("zh", functions)` return HTML that needs nothing else.
 """
 import html
 import json
@@ -85,7 +85,7 @@ def marked(text):
     return re.sub(r"\*(.+?)\*", r"<em>\1</em>", html.escape(text))
 
 
-def page(language, functions):
+def html_of(language, functions):
     """play.html in `language`, "en" or "zh", with the tutorial's `functions`."""
     llama = written(small(functions))
     texts = TEXTS[language]
