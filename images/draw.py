@@ -249,7 +249,7 @@ def registers(p, t, m):
         p.arrow((x + 76, 258), *end, color=color, line=2.5)
 
 
-@picture(226)
+@picture(234)
 def strip(p, t, m):
     """How `empty` stores a table: one strip, some numbers a row; each row of the table reads on over the next ones."""
     left, step, wide, used = 16, 104, 100, m.page.USED
@@ -258,7 +258,9 @@ def strip(p, t, m):
         p.box(left + step * row, 34, wide, 36, WEIGHT, str(used), size=17)
         p.box(left + step * row + wide * m.page.ONE / used, 34, 5, 36, TEXT)
     p.write(left + step * 6 + 8, 52, "…", align="left")
-    for row, y in enumerate((96, 138, 180)):
+    mark = left + wide * m.page.ONE / used + 2
+    p.write(mark, 84, t("128, one", "128，one"), 15)
+    for row, y in enumerate((104, 146, 188)):
         x = left + step * row
         p.box(x, y, wide, 32, ACTIVATION, t("its own", "自己的"), size=17)
         p.box(x + step, y, 704 - x - step, 32, FRAME, t(f"the {m.dim // used - 1} rows after it",
