@@ -375,6 +375,33 @@ def values(p, t, m):
     p.write(514, 313, t(f"the head's output for {word}", f"这个头给{word}的输出"), align="right", bold=True)
 
 
+@picture(296)
+def rest(p, t, m):
+    """Votes in layer 1's copying head: a query, and below it the keys of a match, of the first token and of another.
+
+    The query is that of the second occurrence of a token of the prompt; each key has a resting slot and a barcode.
+    """
+    asks, here = m.words[10], m.words.index(m.words[10])
+    keys = ((m.words[here + 1], 0, asks), (m.words[0], 1, None), (m.words[here + 2], 0, m.words[here + 1]))
+    p.write(296, 22, t("number −19", "倒数第19个"), 17)
+    p.write(482, 22, t("the last 17", "最后17个"), 17)
+    p.write(664, 22, t("votes", "票数"), 17)
+    p.write(228, 62, t(f"query of {asks}", f"{asks}的查询"), 17, align="right", bold=True)
+    p.box(266, 44, 60, 36, ACTIVATION, str(m.page.DIGITS - 1), size=17)
+    p.barcode(356, 44, 252, 36, m.code(asks), BLUE)
+    for i, (word, first, before) in enumerate(keys):
+        y = 112 + 62 * i
+        p.write(228, y + 18, t(f"key of {word}", f"{word}的键"), 17, align="right")
+        p.box(266, y, 60, 36, ACTIVATION if first else FRAME, str(first), size=17)
+        votes = first * (m.page.DIGITS - 1)
+        if before:
+            p.barcode(356, y, 252, 36, m.code(before), GREEN)
+            votes += int(np.dot(m.code(asks), m.code(before)))
+        else:
+            p.box(356, y, 252, 36, FRAME, t("taken away", "减去了"), size=17)
+        p.write(664, y + 18, minus(votes), LARGE, VERMILION if before == asks else TEXT, bold=True)
+
+
 @picture(352)
 def gqa(p, t, m):
     """One column for each KV head: the query heads that share it stand above it, head 0's column in orange."""
@@ -460,6 +487,23 @@ def logits(p, t, m):
     p.arrow((600, y), (634, y), color=VERMILION, line=3)
     p.token(638, y, "42", VERMILION, 62, 40, BIG)
     p.named(664, y + 48, "next_token", str(best), size=17)
+
+
+@picture(300)
+def cut(p, t, m):
+    """The path that section 13 cuts: what one head writes is kept from the keys of later heads alone."""
+    p.stream(12, 708, 196, t("residual stream", "残差流"))
+    p.box(150, 90, 150, 50, WEIGHT, "(16, 0)", t("looks one back", "往回看一个词元"), size=17)
+    p.arrow((225, 140), (225, 182), color=GREEN, line=3)
+    p.write(238, 160, t("writes", "写入"), 17, GREEN, "left")
+    p.box(396, 20, 300, 50, WEIGHT, t("heads of layers 17 and 18", "第17、18层的头"), size=17)
+    for x, name in ((446, "q"), (546, "k"), (646, "v")):
+        p.arrow((x, 182), (x, 71), color=VERMILION if name == "k" else TEXT)
+        p.write(x + 12, 92, name, LARGE, VERMILION if name == "k" else TEXT, "left", bold=True)
+    p.sign(546, 140, "−", VERMILION)
+    p.link((300, 115), (360, 115), (360, 140), (533, 140), color=GREEN, line=2)
+    p.write(360, 250, t("only the keys read the stream less what (16, 0) has written",
+                        "只有键读的流，减去了(16, 0)写下的"), LARGE, VERMILION, bold=True)
 
 
 @picture(660)

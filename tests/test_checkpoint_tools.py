@@ -279,7 +279,10 @@ def test_other_tokens(source, capsys):
     ({}, {SINGLE: 99_999}, f"{SINGLE} is cut off, or no safetensors file; download it again"),
     ({"shard": "100KB"}, {SHARD: None}, f"{SHARD} is missing or empty; download it again"),
     ({}, {"tokenizer.json": None}, "tokenizer.json is missing or empty; download it again"),
-    ({}, {"tokenizer.json": b'{"model": {"vocab": {"a": 0}}}'}, "is not the tokenizer of Llama 3; take a model"),
+    ({}, {"tokenizer.json": b'{"model": {}}'}, "tokenizer.json is cut off, or something else than its name says"),
+    ({}, {SINGLE: None, INDEX: b"{}"}, f"{INDEX} is cut off, or something else than its name says; download it again"),
+    ({}, {"config.json": config(num_attention_heads=0)}, "is no config.json of a Llama (ZeroDivisionError("),
+    ({}, {"tokenizer.json": b'{"model": {"vocab": {"a": 0}}, "added_tokens": []}'}, "is not the tokenizer of Llama 3"),
     ({}, {PTH: b""}, f"holds Meta's layout already; open the folder in which {PTH} is"),
 ])
 def test_convert_refuses(source, changes, files, says):

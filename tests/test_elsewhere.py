@@ -40,7 +40,8 @@ def test_installs_on_colab_alone(on_colab, monkeypatch):
     exec(source(cell), {"get_ipython": lambda: shell})
     assert [(name, "--no-deps" in line.split()) for name, line in calls] == [("pip", True)] * on_colab
     pinned = (ROOT / "requirements.txt").read_text(encoding="utf-8").split()
-    assert {word for _, line in calls for word in line.split() if "==" in word} <= {*pinned}
+    for word in [word for _, line in calls for word in line.split() if "==" in word]:
+        assert word in pinned or word.split("==")[0] in pinned  # as in the weekly run on the newest releases
 
 
 @pytest.mark.weekly

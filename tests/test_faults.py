@@ -55,8 +55,8 @@ IN_STRINGS = {"wq": "wk", "wk": "wv", "wv": "wk", "wo": "wq", "w1": "w3", "w2": 
               "layers.0": "layers.1", "n_heads": "n_kv_heads", "n_kv_heads": "n_heads",
               "attention_norm": "ffn_norm", "ffn_norm": "attention_norm", "tok_embeddings": "output",
               "output": "tok_embeddings"}
-# the cell of imports and the one that only draws; lines that draw, or that say what is wrong with a file
-LEFT_OUT = {"setup", "plane"}
+# the cell of imports; lines that draw, or that say what is wrong with a file
+LEFT_OUT = {"setup"}
 DRAWS = re.compile(r"\b(plt|ax|axes|all_axes|figure|title|labels?|heatmaps|stripes|marks|bars|need)\b")
 # what these give is what they got, on the CPU and for a contiguous tensor; without the last four nothing could run
 NO_CHANGE = {"cpu", "detach", "contiguous", "to", "print", "range", "zip", "enumerate"}

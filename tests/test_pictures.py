@@ -1,6 +1,6 @@
 """The pictures of the pages: each is there, in use, small, and told in words for those who do not see it.
 
-That the diagrams are what images/draw.py draws is the concern of test_draw.py.
+That the diagrams are what images/draw.py draws is the concern of test_diagrams.py.
 """
 import re
 

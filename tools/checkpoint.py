@@ -49,12 +49,13 @@ def expect_file(path):
         refuse(path, "is a web page, or a note of Git LFS", "get access to the model, log in, and download it again")
 
 
-def read_json(path):
-    """The dict in the file `path`; exits if there is none."""
+def read_json(path, *keys):
+    """The dict in the file `path`; exits if there is none, or if it lacks one of `keys`."""
     expect_file(path)
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, ValueError):
+        content = dict(json.loads(path.read_text(encoding="utf-8")))
+        return {key: content[key] for key in keys} | content
+    except (KeyError, TypeError, ValueError):
         refuse(path, "is cut off, or something else than its name says", "download it again")
 
 
@@ -175,7 +176,7 @@ def params_of(path):
         if scaled:
             params["rope_scaling_factor"] = rope["factor"]
         return params, config.get("tie_word_embeddings", False)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ZeroDivisionError) as error:
         refuse(path, f"is no config.json of a Llama ({error!r})", "download it again")
 
 
@@ -186,7 +187,7 @@ def weights_of(source, params, tied):
     """
     files, weights = {"model.safetensors"}, {}
     if not (source / "model.safetensors").exists():
-        files = {*read_json(source / "model.safetensors.index.json")["weight_map"].values()}
+        files = {*read_json(source / "model.safetensors.index.json", "weight_map")["weight_map"].values()}
     for file in sorted(files):
         expect_file(source / file)
         try:
@@ -209,10 +210,10 @@ def kept_tokens(path, vocab_size):
     Exits unless the tokenizer.json at `path` has the pieces of Meta's tokenizer.model under the same numbers. A piece
     is text there, one character a byte.
     """
-    ranks, content = page.read_ranks(page.packaged), read_json(path)
+    ranks, content = page.read_ranks(page.packaged), read_json(path, "model", "added_tokens")
     letters = {byte: letter for letter, byte in page.gpt2_bytes().items()}
     pieces = {"".join(letters[byte] for byte in piece): rank for piece, rank in ranks.items()}
-    if content.get("model", {}).get("vocab") != pieces:
+    if content["model"].get("vocab") != pieces:
         refuse(path, "is not the tokenizer of Llama 3", "take a model that has it")
     n_vocab = len(ranks) + len(page.special)
     if vocab_size < n_vocab:
