@@ -398,7 +398,7 @@ def rest(p, t, m):
             p.barcode(356, y, 252, 36, m.code(before), GREEN)
             votes += int(np.dot(m.code(asks), m.code(before)))
         else:
-            p.box(356, y, 252, 36, FRAME, t("taken away", "减去了"), size=17)
+            p.box(356, y, 252, 36, FRAME, t("its own barcode, taken away", "自己的条形码，已减去"), size=17)
         p.write(664, y + 18, minus(votes), LARGE, VERMILION if before == asks else TEXT, bold=True)
 
 
@@ -501,7 +501,8 @@ def cut(p, t, m):
         p.arrow((x, 182), (x, 71), color=VERMILION if name == "k" else TEXT)
         p.write(x + 12, 92, name, LARGE, VERMILION if name == "k" else TEXT, "left", bold=True)
     p.sign(546, 140, "−", VERMILION)
-    p.link((300, 115), (360, 115), (360, 140), (533, 140), color=GREEN, line=2)
+    p.link((300, 115), (360, 115), (360, 140), (438, 140), color=GREEN, line=2)
+    p.link((454, 140), (533, 140), color=GREEN, line=2)
     p.write(360, 250, t("only the keys read the stream less what (16, 0) has written",
                         "只有键读的流，减去了(16, 0)写下的"), LARGE, VERMILION, bold=True)
 

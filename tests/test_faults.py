@@ -39,7 +39,7 @@ CHOSEN = [
     ("a fact with a wrong key", "write-facts", "before=374", "before=375"),
     ("no residual around the feed-forward", "down", "out = h + neurons", "out = neurons"),
     ("the copying head reads another KV head", "copying", "blocks[1][kv_head]", "blocks[1][copier]"),
-    ("another KV head in forward", "forward", "(n_kv_heads, -1)).unbind(1)", "(-1, n_kv_heads)).unbind(0)"),
+    ("another KV head in forward", "forward", "groups[:, i] @ v", "groups[:, i] @ v.flip(0)"),
     ("the logits of the first token", "next-token", "final_embedding[-1]", "final_embedding[0]"),
     ("a greedy choice of the worst", "next-token", "logits.argmax()", "logits.argmin()"),
 ]
