@@ -160,34 +160,38 @@ def tokens(p, t, m):
     p.named(x + 24, y + 14, "tokens", f"[{m.seq}]", align="left", size=LARGE)
 
 
-@picture(300)
+@picture(404)
 def checkpoint(p, t, m):
-    """The three files on the left, and on the right the tensors of the blank one, names on empty tables."""
+    """The three files on the left; on the right the tensors of the blank one, names on empty tables, and sections."""
+    sections = {"tok_embeddings": 3, "wk": 5, "wq": 6, "wv": 7, "wo": 9, "w1": 10, "w2": 10, "w3": 10, "output": 12}
     files = (("params.json", t("the sizes", "尺寸")), ("tokenizer.model", t("the pieces of text", "文本片段")),
              ("consolidated.00.pth", t("the weights", "权重")))
     p.write(102, 26, "blank-2layers", bold=True)
     for i, (name, says) in enumerate(files):
         p.box(14, 48 + 72 * i, 176, 54, FRAME, name, says, size=17, round=6)
     p.arrow((190, 219), (222, 219))
-    p.box(226, 12, 480, 250, FRAME, round=10, zorder=1)
+    p.box(226, 12, 480, 326, FRAME, round=10, zorder=1)
 
-    def empty(x, y, width, name):
-        p.box(x, y, width, 28, PAPER, edge=WEIGHT, line=2)
-        p.write(x + width / 2, y + 14, name, SMALL)
+    def empty(x, y, width, name, layer=0):
+        section = 11 if layer and name in ("wq", "wk", "wv", "wo") else "" if layer else sections.get(name, 4)
+        p.box(x, y, width, 44, PAPER, edge=WEIGHT, line=2)
+        p.write(x + width / 2, y + 11, name, SMALL)
+        p.write(x + width / 2, y + 33, f"§ {section}" if section else "", 15, VERMILION)
 
-    empty(240, 22, 452, f"tok_embeddings {m.shape_of('tok_embeddings')}")
+    empty(240, 22, 452, "tok_embeddings")
     for layer in range(m.page.two_layers["n_layers"]):
-        y = 62 + 78 * layer
-        p.write(240, y + 32, f"layers.{layer}", SMALL, align="left", bold=True)
+        y = 74 + 106 * layer
+        p.write(240, y + 47, f"layers.{layer}", SMALL, align="left", bold=True)
         for row, parts in enumerate((("attention_norm", "wq", "wk", "wv", "wo"), ("ffn_norm", "w1", "w2", "w3"))):
-            empty(316, y + 34 * row, 130, parts[0])
+            empty(316, y + 50 * row, 130, parts[0])
             step = 246 / (len(parts) - 1)
             for i, name in enumerate(parts[1:]):
-                empty(452 + step * i, y + 34 * row, step - 6, name)
-    empty(240, 220, 206, "norm")
-    empty(452, 220, 240, "output")
+                empty(452 + step * i, y + 50 * row, step - 6, name, layer)
+    empty(240, 284, 206, "norm")
+    empty(452, 284, 240, "output")
     count = len(m.page.expected_shapes(m.page.defaults | m.page.two_layers))
-    p.write(466, 282, t(f"{count} tensors, every number is 0", f"{count}个张量，每个数都是0"))
+    p.write(466, 356, t(f"{count} tensors, every number is 0", f"{count}个张量，每个数都是0"))
+    p.write(466, 384, t("§: the section in which you write it", "§：在哪一节写它"), 17, VERMILION)
 
 
 @picture(352)
