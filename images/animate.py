@@ -1,12 +1,14 @@
-"""Draw the two moving pictures of the READMEs, and their last frames, from the page's own functions.
+"""Draw those moving pictures of the READMEs that are old, and their last frames, from the page's own functions.
 
-    python images/animate.py
+    python images/animate.py        tools/save.py calls it
 
 images/stream.gif, and images/zh/stream.gif with Chinese words, show the residual stream of a written Llama that is told
 7: barcodes fill in, part by part. images/birth.gif shows a previous-token head and an induction head appear while the
 page's two layers are trained.
 """
 # ruff: noqa: E402, I001
+import hashlib
+import inspect
 import io
 import sys
 from pathlib import Path
@@ -26,6 +28,19 @@ HOLD = 12                                               # frames that a finished
 LEFT = {"who": 7, "before": 34, "next": 62}             # where a register's first digit is drawn
 
 
+def code():
+    """Eight hexadecimal digits that change with this file and with any function of the page; each GIF bears them."""
+    page = vars(functions()).values()
+    sources = [inspect.getsource(made) for made in page if getattr(made, "__module__", "") == "notebook_functions"]
+    return hashlib.sha256("".join([Path(__file__).read_text(encoding="utf-8"), *sources]).encode()).hexdigest()[:8]
+
+
+def is_old(name):
+    """Whether images/NAME.gif is not there, or was drawn by other code."""
+    path = ROOT / "images" / f"{name}.gif"
+    return not path.exists() or Image.open(path).info.get("comment") != code().encode()
+
+
 def picture(figure):
     """`figure` as an image WIDTH pixels wide."""
     file = io.BytesIO()
@@ -41,7 +56,8 @@ def save(name, frames, milliseconds):
     frames = [frames[-1], *frames]
     few = [frame.quantize(128, dither=Image.Dither.NONE) for frame in frames]
     times = [1500] + [milliseconds] * (len(few) - 2) + [3000]
-    few[0].save(ROOT / "images" / f"{name}.gif", save_all=True, append_images=few[1:], duration=times, loop=0)
+    few[0].save(ROOT / "images" / f"{name}.gif", save_all=True, append_images=few[1:], duration=times, loop=0,
+                comment=code().encode())
     frames[-1].save(ROOT / "images" / f"{name}.png", optimize=True)
 
 
@@ -140,11 +156,14 @@ def birth():
 
 
 if __name__ == "__main__":
-    stream("stream", ("who", "before", "next"), (
-        "The embedding: each token's number, as a barcode",
-        "Layer 0, attention: each token notes who stands before it",
-        "Layer 0, a neuron: after ␣is and ␣ comes 42", "Layer 1, attention: the text said 7, so 7 beats 42"))
-    stream("zh/stream", ("我是谁", "我前面是谁", "接下来是谁"), (
-        "嵌入：每个词元的编号，画成条形码", "第0层的注意力：每个词元记下前面是谁",
-        "第0层的一个神经元：␣is和␣之后是42", "第1层的注意力：上文说过7，于是7胜过42"))
-    birth()
+    if is_old("stream"):
+        stream("stream", ("who", "before", "next"), (
+            "The embedding: each token's number, as a barcode",
+            "Layer 0, attention: each token notes who stands before it",
+            "Layer 0, a neuron: after ␣is and ␣ comes 42", "Layer 1, attention: the text said 7, so 7 beats 42"))
+    if is_old("zh/stream"):
+        stream("zh/stream", ("我是谁", "我前面是谁", "接下来是谁"), (
+            "嵌入：每个词元的编号，画成条形码", "第0层的注意力：每个词元记下前面是谁",
+            "第0层的一个神经元：␣is和␣之后是42", "第1层的注意力：上文说过7，于是7胜过42"))
+    if is_old("birth"):
+        birth()

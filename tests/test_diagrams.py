@@ -5,16 +5,25 @@ from functools import cache
 
 import numpy as np
 import pytest
+from cells import ROOT
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from PIL import Image
 
 pytest.importorskip("justmytype_intl_cjk", reason="no font for the diagrams: pip install justmytype-intl-cjk==0.1.0")
+import animate  # noqa: E402
 import draw  # noqa: E402
 
 pytestmark = pytest.mark.slow
 drawn = cache(draw.figure)
 diagrams = pytest.mark.parametrize("name, language", [*itertools.product(draw.PICTURES, draw.LANGUAGES)])
+
+
+@pytest.mark.parametrize("name", ["stream", "zh/stream", "birth"])
+def test_moving_pictures_are_new(name):
+    """They bear the fingerprint of the code that draws them: of images/animate.py and of the page's functions."""
+    assert not animate.is_old(name), "run python images/animate.py"
+    assert (ROOT / "images" / f"{name}.gif").stat().st_size <= 1_500_000
 
 
 @diagrams

@@ -1,5 +1,7 @@
 """Save the English notebook, carry its code and outputs over to the Chinese one, and renew what the READMEs show.
 
+The moving pictures, too, are drawn anew if a function of the page has changed.
+
     python tools/save.py                        run the notebook from nothing if a code cell has changed, then save
     python tools/save.py --run                  run it in any case
     python tools/save.py --measure              run it, and measure the cells tagged `nbval-ignore-output` anew
@@ -11,6 +13,8 @@ Markdown cells keeps, in its metadata, the first digits of the SHA-256 of the En
 import argparse
 import hashlib
 import re
+import subprocess
+import sys
 import tempfile
 import textwrap
 from pathlib import Path
@@ -150,7 +154,8 @@ def main():
     options = parser.parse_args()
     english, last = read(ENGLISH), read(CHINESE)
     mark_translated(english, last, options.translated)
-    if options.run or options.measure or code_cells(english) != code_cells(last):
+    changed = options.run or options.measure or code_cells(english) != code_cells(last)
+    if changed:
         run_from_nothing(english)
         keep_outputs(english, last, options.measure)
     english.metadata.language_info = {"name": "python"}
@@ -158,6 +163,8 @@ def main():
     write(english, ENGLISH)
     write(chinese, CHINESE)
     renew_readmes(english)
+    if changed:
+        subprocess.run([sys.executable, str(ROOT / "images" / "animate.py")], check=True)
     report(english, outdated(english, chinese))
 
 
