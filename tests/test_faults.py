@@ -39,7 +39,7 @@ CHOSEN = [
     ("a fact with a wrong key", "write-facts", "before=374", "before=375"),
     ("no residual around the feed-forward", "down", "out = h + neurons", "out = neurons"),
     ("the copying head reads another KV head", "bets", "blocks[1][kv_head]", "blocks[1][0]"),
-    ("another KV head in forward", "forward", "groups[:, i] @ v", "groups[:, i] @ v.flip(0)"),
+    ("another KV head in forward", "forward", "turn @ v for", "turn @ v.flip(0) for"),
     ("the logits of the first token", "next-token", "final_embedding[-1]", "final_embedding[0]"),
     ("a greedy choice of the worst", "next-token", "logits.argmax()", "logits.argmin()"),
 ]
