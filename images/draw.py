@@ -387,7 +387,7 @@ def rest(p, t, m):
     """
     asks, here = m.words[10], m.words.index(m.words[10])
     keys = ((m.words[here + 1], 0, asks), (m.words[0], 1, None), (m.words[here + 2], 0, m.words[here + 1]))
-    p.write(296, 22, t("number −19", "倒数第19个"), 17)
+    p.write(296, 22, "REST", 17)
     p.write(482, 22, t("the last 17", "最后17个"), 17)
     p.write(664, 22, t("votes", "票数"), 17)
     p.write(228, 62, t(f"query of {asks}", f"{asks}的查询"), 17, align="right", bold=True)

@@ -19,7 +19,7 @@ CHOSEN = [
     ("special tokens start one too late", "special", "len(ranks) + special", "len(ranks) + 1 + special"),
     ("the highest rank is merged first", "bpe", "unions.index(min(unions))", "unions.index(max(unions))"),
     ("two begin tokens", "tokens", "return [begin] +", "return [begin, begin] +"),
-    ("the width is not rounded up", "expected-shapes", "math.ceil(width", "math.floor(width"),
+    ("the width is not rounded up", "open", "math.ceil(width", "math.floor(width"),
     ("digits from the lowest to the highest", "barcode", "DIGITS - 1, -1, -1", "DIGITS"),
     ("digits are 1 and 0", "barcode", "2.0 * ones - 1", "1.0 * ones"),
     ("the row of another token", "embedding", "[tokens]", "[tokens + 1]"),

@@ -27,7 +27,7 @@ def small(page):
             space[name] = FunctionType(value.__code__, space, name, value.__defaults__, value.__closure__)
     space |= {"DIGITS": DIGITS, "places": 2 ** torch.arange(DIGITS - 1, -1, -1), "WHO": slice(0, DIGITS),
               "BEFORE": slice(DIGITS, 2 * DIGITS), "NEXT": slice(2 * DIGITS, 3 * DIGITS), "ONE": 3 * DIGITS,
-              "FIRST": 3 * DIGITS + 1, "begin_of": lambda config: 0}
+              "FIRST": 3 * DIGITS + 1, "REST": -DIGITS - 2, "begin_of": lambda config: 0}
     return SimpleNamespace(**space)
 
 
@@ -44,7 +44,6 @@ def write_nearest(page, weights, config):
     wq[-1, :, page.ONE] += page.rotate(key, page.rope(config, 18, 19)[0])
     wk[-1, :, page.ONE] += key
     wk[-1, :, page.FIRST] -= key
-    wq[-1, -DIGITS - 2, page.ONE] = 8 * (DIGITS - 1)    # resting counts one vote less than a match
 
 
 def written(page):
