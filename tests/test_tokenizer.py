@@ -1,6 +1,8 @@
 """The notebook's tokenizer is Meta's, its hand-written BPE is tiktoken's, and SmolLM2's is that of its GGUF file."""
+import matplotlib.pyplot as plt
 import pytest
 import regex
+import torch
 from cells import functions
 from cells import smollm2 as smollm2_folder
 from gguf import GGUFReader
@@ -69,6 +71,21 @@ def test_ids_are_metas(ranks, llama, meta, name):
 def test_every_piece_is_one_token(ranks):
     """All 128,000; 588 of them no merging of pairs makes, so `bpe` has to look a piece up whole first."""
     assert all(page.bpe(piece) == [rank] for piece, rank in ranks.items())
+
+
+@pytest.mark.filterwarnings("error")
+def test_labels_can_be_drawn(llama):
+    """A token is its own label where this machine's fonts have all its letters, and else its place, as #5."""
+    texts = ("the answer", TEXTS["Chinese"], TEXTS["Vietnamese"], TEXTS["other scripts"], TEXTS["emoji"])
+    tokens = torch.tensor(page.encode(llama, " ".join(texts)))
+    labels = page.drawn(page.show_tokens(llama, tokens))
+    assert labels[:3] == ["<|begin_of_text|>", "the", "␣answer"] and "�" not in "".join(labels)
+    with plt.rc_context({"font.family": list(page.FONTS)}):
+        figure = plt.figure()
+        for label in labels:
+            figure.text(0, 0, label, parse_math=False)
+        figure.canvas.draw()                            # warns of a letter that the fonts lack
+        plt.close(figure)
 
 
 @pytest.fixture(scope="module")
