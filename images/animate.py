@@ -1,4 +1,4 @@
-"""Draw those moving pictures of the READMEs that are old, and their last frames, from the page's own functions.
+"""Draw those moving pictures of the READMEs that are old, from the page's own functions.
 
     python images/animate.py        tools/save.py calls it
 
@@ -28,17 +28,29 @@ HOLD = 12                                               # frames that a finished
 LEFT = {"who": 7, "before": 34, "next": 62}             # where a register's first digit is drawn
 
 
-def code():
-    """Eight hexadecimal digits that change with this file and with any function of the page; each GIF bears them."""
-    page = vars(functions()).values()
-    sources = [inspect.getsource(made) for made in page if getattr(made, "__module__", "") == "notebook_functions"]
-    return hashlib.sha256("".join([Path(__file__).read_text(encoding="utf-8"), *sources]).encode()).hexdigest()[:8]
+def names_in(code):
+    """All names that the compiled `code` uses, also in the functions inside it."""
+    inside = [part for part in code.co_consts if hasattr(part, "co_names")]
+    return set(code.co_names).union(*map(names_in, inside))
+
+
+def fingerprint(name):
+    """Eight hexadecimal digits that change with this file and with the page's functions that draw images/NAME.gif."""
+    page, used = vars(functions()), {}
+    waiting = names_in((birth if name == "birth" else stream).__code__)
+    while waiting:
+        name = waiting.pop()
+        if name not in used and getattr(page.get(name), "__module__", "") == "notebook_functions":
+            used[name] = inspect.getsource(page[name])
+            waiting |= names_in(page[name].__code__)
+    text = Path(__file__).read_text(encoding="utf-8") + "".join(used[name] for name in sorted(used))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def is_old(name):
     """Whether images/NAME.gif is not there, or was drawn by other code."""
     path = ROOT / "images" / f"{name}.gif"
-    return not path.exists() or Image.open(path).info.get("comment") != code().encode()
+    return not path.exists() or Image.open(path).info.get("comment") != fingerprint(name).encode()
 
 
 def picture(figure):
@@ -49,7 +61,7 @@ def picture(figure):
 
 
 def save(name, frames, milliseconds):
-    """Write `frames` to images/NAME.gif, each shown so long, the last for three seconds, and the last one as a PNG.
+    """Write `frames` to images/NAME.gif, each shown so long, the last for three seconds.
 
     The end comes first, too: a page may show no other frame.
     """
@@ -57,8 +69,7 @@ def save(name, frames, milliseconds):
     few = [frame.quantize(128, dither=Image.Dither.NONE) for frame in frames]
     times = [1500] + [milliseconds] * (len(few) - 2) + [3000]
     few[0].save(ROOT / "images" / f"{name}.gif", save_all=True, append_images=few[1:], duration=times, loop=0,
-                comment=code().encode())
-    frames[-1].save(ROOT / "images" / f"{name}.png", optimize=True)
+                comment=fingerprint(name).encode())
 
 
 def stream_frame(page, title, names, rows, bars, arrow=None):

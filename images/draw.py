@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-from cells import functions
+from cells import functions, read
 from shapes import ACTIVATION, BIG, BLUE, FADED, FRAME, GREEN, GREY, LARGE, PAPER, SMALL
 from shapes import TEXT, VERMILION, WEIGHT, Canvas, pale, width_of
 
@@ -576,7 +576,16 @@ def kv_cache(p, t, m):
 
 
 def main(names):
-    """Write the pictures, all or those named, in at most 128 colours, which makes them a third as large."""
+    """Write the pictures, all or those named, in at most 128 colours, which makes them a third as large.
+
+    Prints which cells of the notebook show one that is named: they tell it in words. Exits if there is none of a name.
+    """
+    unknown = ", ".join(set(names) - set(PICTURES))
+    if unknown:
+        sys.exit(f"There is no picture {unknown}; there are {', '.join(PICTURES)}.")
+    for name in names:
+        shown = [cell.id for cell in read().cells if f"images/{name}.png" in cell.source]
+        print(f"{name} is shown and told in the cells", *shown)
     for name in names or PICTURES:
         for language, folder in LANGUAGES.items():
             folder.mkdir(exist_ok=True)

@@ -29,7 +29,7 @@ def chromium(profile):
         browser.quit()
 
 
-def opened(browser, path, width=1280, scheme="light"):
+def open_page(browser, path, width=1280, scheme="light"):
     """`browser` with the file at `path` in a window `width` pixels wide, of which it has nothing to complain yet."""
     window = {"width": width, "height": 844, "mobile": False, "deviceScaleFactor": 1}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", window)

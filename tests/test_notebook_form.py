@@ -1,4 +1,4 @@
-"""The form of the saved notebooks: ids, titles, prose before code, folds, links, and lines that ruff accepts."""
+"""The form of the saved notebooks: ids, titles, prose before code, folds, and lines that ruff accepts."""
 import re
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import sys
 import nbformat
 import pytest
 from cells import CHINESE, ENGLISH, ROOT, code_cells, read, text_cells
-from pages import anchors, links, without_code
+from documents import without_code
 from save import write
 
 
@@ -54,16 +54,6 @@ def test_folded_in_both_ways(path):
     folds = {cell.id: (cell.metadata.get("jupyter", {}).get("source_hidden", False), cell.metadata.get("cellView"))
              for cell in code_cells(read(path))}
     assert {name: fold for name, fold in folds.items() if fold not in [(False, None), (True, "form")]} == {}
-
-
-def test_links(path):
-    """Each links to a file that is there, a heading of this notebook, or another site."""
-    text = "\n\n".join(cell.source for cell in text_cells(read(path)))
-    here = anchors(text)["notebook"]
-    for link in links(text):
-        file, _, anchor = link.partition("#")
-        assert not file or (ROOT / file).exists(), link
-        assert file or anchor in here, link
 
 
 def test_ruff():

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from browser import chromium, complaints, needs_chromium, opened
+from browser import chromium, complaints, needs_chromium, open_page
 from cells import functions
 from play import play
 from selenium.webdriver.common.by import By
@@ -80,7 +80,7 @@ def open_play(tmp_path):
     with chromium(tmp_path / "profile") as browser:
         def opened_in(language, width=1280):
             (tmp_path / "play.html").write_text(play.html_of(language, functions()), encoding="utf-8")
-            return opened(browser, tmp_path / "play.html", width)
+            return open_page(browser, tmp_path / "play.html", width)
 
         yield opened_in
         assert complaints(browser) == []

@@ -1,18 +1,17 @@
-"""The front pages and CONTRIBUTING.md: links, commands, and what they show and say of the notebook."""
+"""The front pages and CONTRIBUTING.md: commands, what they show and say of the notebook; the links of all documents."""
 import re
 
 import pytest
 from cells import CHINESE, ENGLISH, ROOT, printed, read
-from pages import anchors, links, pictures_of, text_of, without_code
+from documents import DOCUMENTS, anchors, links, pictures_of, text_of, without_code
 from save import READMES, moments, quoted
 
-PAGES = [*READMES, ROOT / "CONTRIBUTING.md"]
 NUMBER = re.compile(r"(?<![\w.,-])\d+(?:[.,]\d+)*(?!\w)", re.A)
 
 
-@pytest.fixture(params=PAGES, ids=lambda page: page.name)
+@pytest.fixture(params=[*READMES, ROOT / "CONTRIBUTING.md"], ids=lambda path: path.name)
 def text(request):
-    """The text of each page."""
+    """The text of each front page, and of CONTRIBUTING.md."""
     return text_of(request.param)
 
 
@@ -32,14 +31,15 @@ def section(notebook, anchor):
     raise ValueError(f"no heading of a section is {anchor}")
 
 
-def test_links(text):
+@pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / "CONTRIBUTING.md"], ids=lambda path: path.name)
+def test_links(path):
     """Each links to a file that is there, and to a heading that is in it."""
-    for link in links(text):
+    for link in links(text_of(path)):
         file, _, anchor = link.partition("#")
-        assert not file or (ROOT / file).exists(), link
+        there = ROOT / file if file else path
+        assert there.exists(), link
         if anchor:
-            there = text_of(ROOT / file) if file else text
-            assert anchor in anchors(there)["notebook" if file.endswith(".ipynb") else "github"], link
+            assert anchor in anchors(text_of(there))["notebook" if there.suffix == ".ipynb" else "github"], link
 
 
 def test_commands(text):
@@ -66,14 +66,14 @@ def test_plots():
     assert {path.stem for path in (ROOT / "images").glob("moment_*.png")} == {*moments(read())}
 
 
-@pytest.mark.parametrize("page, notebook", [*zip(READMES, [ENGLISH, CHINESE])], ids=["english", "chinese"])
-def test_numbers_are_the_notebooks(page, notebook):
+@pytest.mark.parametrize("path, notebook", [*zip(READMES, [ENGLISH, CHINESE])], ids=["english", "chinese"])
+def test_numbers_are_the_notebooks(path, notebook):
     """Where a README tells of a section and then links to it, every number that it gives stands in the section.
 
     Numbers of alternative texts are read off the pictures.
     """
     cells = read(notebook)
-    for told in re.split(r"(?m)^#+ (?:\d+\. )?", text_of(page)):
+    for told in re.split(r"(?m)^#+ (?:\d+\. )?", text_of(path)):
         linked = [*re.finditer(r"\.ipynb#([^)\s]+)\)", told)]
         if not linked:
             continue
@@ -96,11 +96,3 @@ def test_same_front_pages():
         found = [[re.sub(r"!\[[^]]*\]", "", part) for part in re.findall(pattern, text)] for text in (english, chinese)]
         assert found[0] == found[1], pattern
     assert f"]({READMES[1].name})" in english and f"]({READMES[0].name})" in chinese
-
-
-def test_ci_runs_the_readmes_command():
-    """`.ci/run` and the workflows install and test as the README says."""
-    command = ".venv/bin/pip install -r tests/requirements.txt && .venv/bin/pytest"
-    assert command in text_of(READMES[0]) and command in text_of(READMES[1])
-    assert command in (ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8")
-    assert command in (ROOT / ".ci" / "run").read_text(encoding="utf-8").replace('"$venv"', ".venv")

@@ -1,9 +1,21 @@
 """The saving command: what it keeps from the last run, what it carries over, and which Chinese cells it marks."""
 import base64
+import io
 
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
 from save import carry_over, fingerprint, keep_outputs, mark_translated, outdated
+
+
+def square(brightness):
+    """The bytes of a PNG of 16 by 16 pixels, all of one `brightness` of 255."""
+    file = io.BytesIO()
+    Image.new("L", (16, 16), brightness).save(file, format="png")
+    return file.getvalue()
+
+
+OLD, NOISY, NEW = square(0), square(9), square(200)
 
 
 def code(name, source, text, picture, tags=()):
@@ -14,27 +26,29 @@ def code(name, source, text, picture, tags=()):
 
 
 def shown(notebook):
-    """The pictures that the cells of `notebook` show, as text."""
-    return [base64.b64decode(cell.outputs[1].data["image/png"]).decode() for cell in notebook.cells]
+    """Whether each picture that the cells of `notebook` show is the OLD one."""
+    return [base64.b64decode(cell.outputs[1].data["image/png"]) == OLD for cell in notebook.cells]
 
 
-def run(texts="123", sources="abc", mark=b"new", tags=()):
+def run(texts="123", sources="abc", picture=NEW, tags=()):
     """A notebook of three cells, as one run shows it; the second has `tags`."""
-    cells = [code(f"cell-{i}", sources[i], texts[i], mark, tags if i == 1 else ()) for i in range(3)]
+    cells = [code(f"cell-{i}", sources[i], texts[i], picture, tags if i == 1 else ()) for i in range(3)]
     return new_notebook(cells=cells)
 
 
-@pytest.mark.parametrize("texts, sources, tags, measure, pictures", [
-    ("123", "abc", [], False, ["old", "old", "old"]),
-    ("1x3", "abc", [], False, ["old", "new", "new"]),
-    ("123", "abx", [], False, ["old", "old", "new"]),
-    ("1x3", "abc", ["nbval-ignore-output"], False, ["old", "old", "old"]),
-    ("1x3", "abc", ["nbval-ignore-output"], True, ["old", "new", "old"])])
-def test_only_noise_is_taken_back(texts, sources, tags, measure, pictures):
-    """A picture stays as long as all so far is what it was; a measurement until it is asked for."""
-    new = run(texts, sources, tags=tags)
-    keep_outputs(new, run(mark=b"old", tags=tags), measure)
-    assert shown(new) == pictures
+@pytest.mark.parametrize("texts, sources, picture, tags, measure, stay", [
+    ("123", "abc", NEW, [], False, [True, True, True]),
+    ("1x3", "abc", NEW, [], False, [True, False, False]),
+    ("123", "abx", NEW, [], False, [True, True, False]),
+    ("123", "xbc", NOISY, [], False, [True, True, True]),
+    ("1x3", "abc", NOISY, [], False, [True, False, True]),
+    ("1x3", "abc", NEW, ["nbval-ignore-output"], False, [True, True, True]),
+    ("1x3", "abc", NEW, ["nbval-ignore-output"], True, [True, False, True])])
+def test_only_noise_is_taken_back(texts, sources, picture, tags, measure, stay):
+    """A picture stays if it looks the same, or all so far is what it was; a measurement until it is asked for."""
+    new = run(texts, sources, picture, tags)
+    keep_outputs(new, run(picture=OLD, tags=tags), measure)
+    assert shown(new) == stay
 
 
 def test_single_cells_are_marked():

@@ -20,9 +20,9 @@ from cells import (
     source,
     with_prompt,
 )
+from documents import DOCUMENTS, answers, text_of, without_code
 from machine import link, quiet
 from nbformat.v4 import new_code_cell
-from pages import PAGES, answers, text_of, without_code
 from torch.overrides import TorchFunctionMode
 
 OTHER = {"dim": 384, "n_layers": 3, "n_heads": 6, "n_kv_heads": 2, "vocab_size": 128256, "multiple_of": 32,
@@ -140,10 +140,10 @@ def test_names_hold_at_other_widths(scratch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_shapes_in_prose_are_real(whole, page):
-    """Each shape in a page's Markdown, in numbers or names, is one that the run made."""
-    text, (_, space, made) = without_code(text_of(page)), whole
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_shapes_in_prose_are_real(whole, path):
+    """Each shape in a document's Markdown, in numbers or names, is one that the run made."""
+    text, (_, space, made) = without_code(text_of(path)), whole
     shapes = {shape: shape for shape in re.findall(r"\[\s*\d[\d\s,，、]*\](?!\()", text)}
     for shape in re.findall(r"`(\[[^`]*[^\W\d][^`]*\])`", text):
         shapes[shape] = str(eval(shape, dict(space)))
@@ -159,17 +159,3 @@ def test_answers(whole):
             exec(code, whole[1])
         found.append(out.getvalue().strip())
     assert found == [shown for _, shown in answers(text_of(ENGLISH))] != []
-
-
-@pytest.mark.parametrize("text, problems, waiting", [
-    ("n = 2\nx = torch.ones(2, 3)  # [2, 3] (n, n + 1)", 0, 0),
-    ("n = 2\nx = torch.ones(2, 3)  # [2, 3] (n, n)", 1, 0),
-    ("x, y = torch.ones(2), torch.ones(3)  # [2]", 1, 0),
-    ("def f(n):\n    x = torch.ones(2)  # [n]\nf(2), f(3)", 1, 0),
-    ("def f(n):\n    x = torch.ones(n)  # [n]", 0, 1),
-    ("# [2]\nx = torch.ones(2)", 0, 1)])
-def test_wrong_comments_are_seen(text, problems, waiting):
-    """A right cell, wrong names, the second of two tensors, the second of two calls, no call, no assignment."""
-    watch = Watch()
-    watch.run([new_code_cell(text, id="cell")], {"__name__": "notebook", "torch": torch})
-    assert (len(watch.problems), len(watch.waiting)) == (problems, waiting)

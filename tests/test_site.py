@@ -7,9 +7,9 @@ from urllib.parse import unquote, urlsplit
 
 import build
 import pytest
-from browser import chromium, complaints, needs_chromium, opened
+from browser import chromium, complaints, needs_chromium, open_page
 from cells import CHINESE, ENGLISH, ROOT, code_cells, pictures, read, text_cells
-from pages import without_code
+from documents import without_code
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
@@ -98,7 +98,7 @@ class TestInBrowser:
     @pytest.mark.parametrize("name", LANGUAGES)
     def test_opens(self, name, width, folder, browser):
         """No sideways scrolling, no error, no request to elsewhere, every picture there and told, folded ones, too."""
-        page = opened(browser, folder / name, width)
+        page = open_page(browser, folder / name, width)
         assert page.execute_script("return document.documentElement.scrollWidth <= innerWidth")
         assert page.execute_script("return document.documentElement.lang") == LANGUAGES[name]
         page.execute_script("for (const box of document.querySelectorAll('details')) box.open = true")
@@ -109,7 +109,7 @@ class TestInBrowser:
     @pytest.mark.parametrize("name", LANGUAGES)
     def test_colours_can_be_read(self, name, scheme, folder, browser):
         """Wherever there is text, also in what unfolds; dark means dark."""
-        page = opened(browser, folder / name, scheme=scheme)
+        page = open_page(browser, folder / name, scheme=scheme)
         page.execute_script("for (const box of document.querySelectorAll('details')) box.open = true")
         assert page.execute_script(FAINT) == []
         paper = page.execute_script("return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
@@ -118,7 +118,7 @@ class TestInBrowser:
     @pytest.mark.parametrize("name", TUTORIALS)
     def test_shows_what_the_notebook_has(self, name, folder, browser):
         """Every line of code and output, every plot, every formula drawn, the folded cells folded."""
-        page, notebook = opened(browser, folder / name), read(TUTORIALS[name])
+        page, notebook = open_page(browser, folder / name), read(TUTORIALS[name])
         cells = page.execute_script("""return [...document.querySelectorAll('.cell')].map(cell => ({
             code: cell.querySelector('.highlight').textContent.trimEnd(),
             shown: [...cell.querySelectorAll(':scope > .output')].map(output => output.textContent),
@@ -138,7 +138,7 @@ class TestInBrowser:
     @pytest.mark.parametrize("name", TUTORIALS)
     def test_contents(self, name, width, folder, browser):
         """Lists the sections in their order; a click leads there, and the list follows."""
-        page = opened(browser, folder / name, width)
+        page = open_page(browser, folder / name, width)
         titles = [title.text for title in page.find_elements(By.CSS_SELECTOR, "main h2")]
         menu = page.find_element(By.CSS_SELECTOR, ".above summary")
         assert menu.is_displayed() == (width == 390)
@@ -155,7 +155,7 @@ class TestInBrowser:
 
     def test_by_keyboard(self, folder, browser):
         """The first stop leads past the lists; every box that scrolls is a stop."""
-        page = opened(browser, folder / "index.html", 390)
+        page = open_page(browser, folder / "index.html", 390)
         page.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
         first = page.switch_to.active_element
         assert first.get_dom_attribute("href") == "#text" and first.rect["x"] >= 0

@@ -3,7 +3,7 @@ import re
 
 import pytest
 from cells import CHINESE, ENGLISH, ROOT, read, text_cells
-from pages import plain, text_of, without_code
+from documents import plain, text_of, without_code
 from save import outdated
 
 HAN = r"[\u3400-\u9fff]"

@@ -99,7 +99,7 @@ def full_width():
 @torch.inference_mode()
 def against_transformers():
     """Rows for SmolLM2 in bfloat16: reading a prompt, its memory, and one more token after it."""
-    from models import in_transformers
+    from reference_models import in_transformers
     from transformers import DynamicCache
     page, llama = functions(), functions().load_llama(smollm2())
     before, peak = memory_during(lambda: page.generate(llama, list(range(1000, 5000)), 1))

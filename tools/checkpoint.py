@@ -79,7 +79,7 @@ def fitting(path, weights, params):
     return config, {name: weights[name] for name in wanted}
 
 
-def opened(folder):
+def load(folder):
     """The sizes and the mapped tensors by name of a `folder` in Meta's layout; exits if anything is wrong."""
     if not folder.is_dir():
         refuse(folder, "is no folder", f"name one that holds {', '.join(FILES)}")
@@ -231,7 +231,7 @@ def kept_tokens(path, vocab_size):
 
 def check(folder):
     """Say that the notebook can open `folder`, and how large the model is; exits with what is wrong if it cannot."""
-    config, weights = opened(folder)
+    config, weights = load(folder)
     count = sum(math.prod(weight.shape) for weight in weights.values())
     print(f"{folder} fits: {config['n_layers']} layers of width {config['dim']}, {config['n_heads']} query heads, "
           f"{config['n_kv_heads']} key heads, {config['vocab_size']} tokens, {count:,} numbers.")
@@ -249,7 +249,7 @@ def first(layers, weights, n_layers):
 
 def cut(source, target, layers):
     """Write the first `layers` of `source`, a folder in Meta's layout, to `target`, bit for bit."""
-    config, weights = opened(source)
+    config, weights = load(source)
     weights = first(layers, weights, config["n_layers"])
     write(target, read_json(source / PARAMS) | {"n_layers": layers}, source / VOCABULARY, weights)
 

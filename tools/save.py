@@ -20,7 +20,7 @@ import textwrap
 from pathlib import Path
 
 import nbformat
-from cells import CHINESE, ENGLISH, ROOT, code_cells, is_measured, pictures, printed, read, run, text_cells
+from cells import CHINESE, ENGLISH, ROOT, alike, code_cells, is_measured, pictures, printed, read, run, text_cells
 
 READMES = [ROOT / "README.md", ROOT / "README_zh.md"]
 # The plots that the READMEs show: the file's name in images/, the cell's id, which of its plots.
@@ -47,8 +47,8 @@ def run_from_nothing(notebook):
 def keep_outputs(notebook, last, measure):
     """Give the cells of `notebook` those outputs of the run `last` from which they can only differ by noise.
 
-    These are its pictures, as long as every cell so far has the code and the printed outputs that it had; and, unless
-    `measure`, the measurements of a cell whose code is the same.
+    These are its pictures, if they look like those of `last`, or as long as every cell so far has the code and the
+    printed outputs that it had; and, unless `measure`, the measurements of a cell whose code is the same.
     """
     before, order = {cell.id: cell for cell in code_cells(last)}, [cell.id for cell in code_cells(last)]
     same = True
@@ -56,11 +56,17 @@ def keep_outputs(notebook, last, measure):
         old, measured = before.get(cell.id), is_measured(cell)
         unchanged = old is not None and old.source == cell.source
         same = same and unchanged and order[i:i + 1] == [cell.id] and (measured or printed(cell) == printed(old))
-        if (unchanged and not measure) if measured else same:
+        if (unchanged and not measure) if measured else same or old is not None and shows_the_same(cell, old):
             cell.outputs = old.outputs
         for output in cell.outputs:
             if "execution_count" in output:
                 output.execution_count = cell.execution_count
+
+
+def shows_the_same(cell, other):
+    """Whether two run code cells print the same and show pictures that look alike."""
+    now, before = pictures(cell), pictures(other)
+    return printed(cell) == printed(other) and len(now) == len(before) and all(map(alike, now, before))
 
 
 def carry_over(english, chinese):
@@ -154,8 +160,11 @@ def main():
     options = parser.parse_args()
     english, last = read(ENGLISH), read(CHINESE)
     mark_translated(english, last, options.translated)
-    changed = options.run or options.measure or code_cells(english) != code_cells(last)
-    if changed:
+    before = {cell.id: cell for cell in code_cells(last)}
+    changed = [cell.id for cell in code_cells(english) if cell != before.get(cell.id)]
+    again = changed or options.run or options.measure or len(before) > len(code_cells(english))
+    if again:
+        print("The notebook is run. Cells not as the last run left them:", ", ".join(changed) or "none")
         run_from_nothing(english)
         keep_outputs(english, last, options.measure)
     english.metadata.language_info = {"name": "python"}
@@ -163,7 +172,7 @@ def main():
     write(english, ENGLISH)
     write(chinese, CHINESE)
     renew_readmes(english)
-    if changed:
+    if again:
         subprocess.run([sys.executable, str(ROOT / "images" / "animate.py")], check=True)
     report(english, outdated(english, chinese))
 

@@ -84,9 +84,9 @@ def marked(text):
     return re.sub(r"\*(.+?)\*", r"<em>\1</em>", html.escape(text))
 
 
-def html_of(language, functions):
-    """play.html in `language`, "en" or "zh", with the tutorial's `functions`."""
-    llama = written(small(functions))
+def html_of(language, page):
+    """play.html in `language`, "en" or "zh", with the functions of the tutorial's `page`."""
+    llama = written(small(page))
     texts = TEXTS[language]
     counts = {"weights": f"{sum(weight.numel() for weight in llama.weights.values()):,}",
               "filled": f"{sum(int(weight.count_nonzero()) for weight in llama.weights.values()):,}"}

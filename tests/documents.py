@@ -5,11 +5,11 @@ from urllib.parse import unquote
 
 from cells import CHINESE, ENGLISH, ROOT, read
 
-PAGES = [ENGLISH, CHINESE, ROOT / "README.md", ROOT / "README_zh.md"]
+DOCUMENTS = [ENGLISH, CHINESE, ROOT / "README.md", ROOT / "README_zh.md"]
 
 
 def text_of(path):
-    """The Markdown of the page at `path`, a notebook or a text file."""
+    """The Markdown of the document at `path`, a notebook or a text file."""
     if path.suffix == ".ipynb":
         return "\n\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
     return path.read_text(encoding="utf-8")
