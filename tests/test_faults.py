@@ -1,7 +1,6 @@
 """A fault in part one changes what the page shows: those that readers make, and those that a syntax tree suggests."""
 import ast
 import io
-import linecache
 import os
 import random
 import re
@@ -9,7 +8,7 @@ import signal
 from contextlib import redirect_stdout
 
 import pytest
-from cells import code_cells, first_part, is_measured, read, source
+from cells import code_cells, first_part, is_measured, read, remember, source
 from machine import quiet
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")]
@@ -129,7 +128,7 @@ def mutants(n):
 
 def show(name, text, space):
     """What the cell `name`, `text`, prints in the namespace `space`, with the value of its last line as in Jupyter."""
-    linecache.cache[name] = (len(text), None, text.splitlines(True), name)
+    remember(name, text)
     tree, out = ast.parse(text), io.StringIO()
     last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
     with redirect_stdout(out):

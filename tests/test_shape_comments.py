@@ -1,7 +1,6 @@
 """One run of the whole notebook in this process: its shapes are those that are written down, its answers run, too."""
 import ast
 import io
-import linecache
 import re
 import tokenize
 from contextlib import redirect_stdout
@@ -16,6 +15,7 @@ from cells import (
     functions,
     is_measured,
     read,
+    remember,
     smollm2,
     source,
     with_prompt,
@@ -63,7 +63,7 @@ class Watch(ast.NodeTransformer):
         space["__compare__"] = self.compare
         for cell in cells:
             text, file = source(cell), f"<run of {cell.id}>"
-            linecache.cache[file] = (len(text), None, text.splitlines(True), file)
+            remember(file, text)
             tokens = tokenize.generate_tokens(io.StringIO(text).readline)
             self.comments = {token.start[0]: (cell.id, *token.start, token.string) for token in tokens
                              if token.type == tokenize.COMMENT}

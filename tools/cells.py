@@ -46,6 +46,11 @@ def source(cell):
     return TransformerManager().transform_cell(cell.source)
 
 
+def remember(name, text):
+    """Let `inspect.getsource` find the functions of `text`, which is compiled under the file name `name`."""
+    linecache.cache[name] = (len(text), None, text.splitlines(True), name)
+
+
 @cache
 def functions():
     """A namespace with every function of the English page, its imports and its constants, and none of its arithmetic.
@@ -56,7 +61,7 @@ def functions():
     names = {"__name__": "notebook_functions"}
     for cell in code_cells(read()):
         text, name = source(cell), f"<cell {cell.id}>"
-        linecache.cache[name] = (len(text), None, text.splitlines(True), name)
+        remember(name, text)
         for node in ast.parse(text).body:
             if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef)) or is_constant(node):
                 with suppress(NameError):               # a constant that hangs on what only a run computes

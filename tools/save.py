@@ -145,7 +145,7 @@ def report(english, stale):
     words = len(re.findall(r"[\w'’]+", prose))
     brackets = len(re.findall(r"(?<!\])\((?:[^()]|\([^()]*\)){15,}\)", prose))
     ids = [cell.id for cell in english.cells]
-    walk = english.cells[:ids.index("embedding")] if "embedding" in ids else []
+    walk = english.cells[:ids.index("embedding")]
     print(f"{len(ids)} cells, {lines_of_code(english.cells)} lines of code, {lines_of_code(walk)} of them before the "
           f"embedding, {words} words, {1000 * brackets / words:.1f} long brackets in 1,000 words")
     print(f"Chinese cells whose English has changed: {', '.join(stale) or 'none'}")
