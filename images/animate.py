@@ -136,13 +136,13 @@ def stream(file, names, titles):
 
 
 def birth():
-    """images/birth.gif: the page's training of two layers, every fifth step."""
+    """images/birth.gif: the page's training of two layers, every sixth step."""
     page = functions()
     unseen = page.twice(0, 20, 1, 64, seed=5)
     losses, seen = [], []
     for llama, loss in page.grow(2):
         losses.append(loss)
-        if len(losses) % 5 == 1 or len(losses) == 300:
+        if len(losses) % 6 == 1 or len(losses) == 300:
             seen.append((len(losses), page.watch(llama, unseen)[2].detach()))
     last = seen[-1][1]
     heads = {"looks one token back": page.best_heads(page.one_back(last), 1)[0],

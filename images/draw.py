@@ -176,7 +176,7 @@ def checkpoint(p, t, m):
         section = 11 if layer and name in ("wq", "wk", "wv", "wo") else "" if layer else sections.get(name, 4)
         p.box(x, y, width, 44, PAPER, edge=WEIGHT, line=2)
         p.write(x + width / 2, y + 11, name, SMALL)
-        p.write(x + width / 2, y + 33, f"§ {section}" if section else "", 15, VERMILION)
+        p.write(x + width / 2, y + 33, f"§ {section}" if section else t("blank", "空着"), 15, VERMILION)
 
     empty(240, 22, 452, "tok_embeddings")
     for layer in range(m.page.two_layers["n_layers"]):
@@ -244,7 +244,7 @@ def registers(p, t, m):
         p.arrow((x + 8, 56), (x + 8, 92))
     p.arrow((96, 56), (96, 92))
     p.box(594, y, 106, 62, FRAME)
-    p.write(647, 153, t("unused", "不用"), 17)
+    p.write(647, 153, t("ballast", "压舱石"), 17)
     p.write(647, 200, f"… {m.dim - 1}", 17)
     for x, name, layer, color, *end in ((184, "attention", 0, GREEN, (260, 214)),
                                         (348, "feed_forward", 0, VERMILION, (424, 214)),

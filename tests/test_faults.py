@@ -24,7 +24,7 @@ CHOSEN = [
     ("the row of another token", "embedding", "[tokens]", "[tokens + 1]"),
     ("the norm adds over tokens", "rms-norm", "mean(-1, keepdim=True)", "mean(0, keepdim=True)"),
     ("the norm forgets the root", "rms-norm", "torch.rsqrt(", "torch.reciprocal("),
-    ("no ballast in the norm's weight", "write-norms", "root / 128", "root"),
+    ("no ballast in the norm's weight", "write-norms", "norm[ONE] = 16 / 128", "norm[ONE] = 16"),
     ("RoPE pairs halves", "rotate", "unflatten(-1, (-1, 2))", "unflatten(-1, (2, -1)).transpose(-1, -2).contiguous()"),
     ("RoPE's speeds of another model", "freqs", 'config["rope_theta"]', "10000.0"),
     ("queries turned forward", "write-queries", "rope(config, -head - 1, -head)", "rope(config, head + 1, head + 2)"),
