@@ -7,8 +7,8 @@ images/stream.gif, and images/zh/stream.gif with Chinese words, show the residua
 page's two layers are trained.
 """
 # ruff: noqa: E402, I001
+import ast
 import hashlib
-import inspect
 import io
 import sys
 from pathlib import Path
@@ -19,8 +19,8 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-from cells import ROOT, functions
-from shapes import font
+from cells import ROOT, code_cells, functions, read, source
+from canvas import font
 
 TOLD = "it was 7. it is "
 WIDTH = 900                                             # pixels
@@ -35,16 +35,27 @@ def names_in(code):
 
 
 def fingerprint(name):
-    """Eight hexadecimal digits that change with this file and with the page's functions that draw images/NAME.gif."""
-    page, used = vars(functions()), {}
-    waiting = names_in((birth if name == "birth" else stream).__code__)
+    """Eight hexadecimal digits that change with the code that draws images/NAME.gif, in this folder and on the page.
+
+    Of the page these are all cells that define a function or a constant on which the drawing depends.
+    """
+    page, used = vars(functions()), set()
+    waiting = names_in((birth if name == "birth" else stream).__code__) | names_in(stream_frame.__code__)
     while waiting:
         name = waiting.pop()
-        if name not in used and getattr(page.get(name), "__module__", "") == "notebook_functions":
-            used[name] = inspect.getsource(page[name])
-            waiting |= names_in(page[name].__code__)
-    text = Path(__file__).read_text(encoding="utf-8") + "".join(used[name] for name in sorted(used))
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+        if name in page and name not in used:
+            used.add(name)
+            waiting |= names_in(page[name].__code__) if hasattr(page[name], "__code__") else set()
+    cells = [cell.source for cell in code_cells(read()) if used & defined_in(cell)]
+    drawing = [path.read_text(encoding="utf-8") for path in (Path(__file__), Path(__file__).with_name("canvas.py"))]
+    return hashlib.sha256("".join(drawing + cells).encode()).hexdigest()[:8]
+
+
+def defined_in(cell):
+    """The names of the functions and of all variables that the code `cell` sets."""
+    nodes = [*ast.walk(ast.parse(source(cell)))]
+    functions = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    return functions | {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
 
 
 def is_old(name):
@@ -53,7 +64,7 @@ def is_old(name):
     return not path.exists() or Image.open(path).info.get("comment") != fingerprint(name).encode()
 
 
-def picture(figure):
+def rasterized(figure):
     """`figure` as an image WIDTH pixels wide."""
     file = io.BytesIO()
     figure.savefig(file, dpi=WIDTH / figure.get_figwidth(), facecolor="white")
@@ -104,7 +115,7 @@ def stream_frame(page, title, names, rows, bars, arrow=None):
     axes.set(xlim=(0, 79.3), ylim=(rows + 1, 0.1), xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     figure.suptitle(title, fontsize=21, x=0.5, y=0.985, fontproperties=font(False))
-    return picture(figure)
+    return rasterized(figure)
 
 
 def stream(file, names, titles):
@@ -162,7 +173,7 @@ def birth():
         axes.set(xlim=(0, 300), ylim=(0, 4.5), yticks=[0, 2, 4])
         axes.set_ylabel("loss", fontsize=13)
         axes.set_xlabel(f"training step {step}", fontsize=13)
-        frames.append(picture(figure))
+        frames.append(rasterized(figure))
     save("birth", frames, 120)
 
 

@@ -1,10 +1,13 @@
 """Draw the diagrams of the tutorial: `python images/draw.py [NAME …]` writes images/NAME.png and images/zh/NAME.png.
 
+One that looks as it did stays as it was. tools/save.py draws them all when the page's code has changed.
+
 Words stand here in both languages, t("English", "中文"). Numbers don't: sizes, token ids, barcodes, angles, scores and
 probabilities are those of the English notebook, whose functions compute them. The font comes with
 `pip install justmytype-intl-cjk==0.1.0`.
 """
 # ruff: noqa: E402, I001
+import argparse
 import io
 import sys
 from functools import cache, partial
@@ -15,9 +18,9 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-from cells import functions, read
-from shapes import ACTIVATION, BIG, BLUE, FADED, FRAME, GREEN, GREY, LARGE, PAPER, SMALL
-from shapes import TEXT, VERMILION, WEIGHT, Canvas, pale, width_of
+from cells import ROOT, alike, functions, read
+from canvas import ACTIVATION, BIG, BLUE, FADED, FRAME, GREEN, GREY, LARGE, PAPER, SMALL
+from canvas import TEXT, VERMILION, WEIGHT, Canvas, pale, width_of
 
 HERE = Path(__file__).resolve().parent
 LANGUAGES = {"en": HERE, "zh": HERE / "zh"}
@@ -243,8 +246,10 @@ def registers(p, t, m):
         p.write(x + 8, 200, str(column), 17)
         p.arrow((x + 8, 56), (x + 8, 92))
     p.arrow((96, 56), (96, 92))
+    p.write(647, 106, t("ballast", "压舱石"), 17)
     p.box(594, y, 106, 62, FRAME)
-    p.write(647, 153, t("ballast", "压舱石"), 17)
+    for spike in range(7):
+        p.box(602 + 14 * spike, y, 3, 62, "#555555")
     p.write(647, 200, f"… {m.dim - 1}", 17)
     for x, name, layer, color, *end in ((184, "attention", 0, GREEN, (260, 214)),
                                         (348, "feed_forward", 0, VERMILION, (424, 214)),
@@ -575,25 +580,29 @@ def kv_cache(p, t, m):
         p.write(x + 32, 404, text, align="left")
 
 
-def main(names):
-    """Write the pictures, all or those named, in at most 128 colours, which makes them a third as large.
+def write(name, language):
+    """Write a picture that is new or looks different, in at most 128 colours, which makes it a third as large."""
+    path, pixels = LANGUAGES[language] / f"{name}.png", io.BytesIO()
+    figure(name, language).savefig(pixels, format="png")
+    if not path.exists() or not alike(path.read_bytes(), pixels.getvalue()):
+        image = Image.open(pixels).convert("RGB").quantize(128, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        image.save(path, optimize=True)
+        cells = [cell.id for cell in read().cells if f"images/{name}.png" in cell.source]
+        readmes = [path.name for path in ROOT.glob("README*.md") if f"/{name}.png" in path.read_text(encoding="utf-8")]
+        print(f"{path.relative_to(ROOT)} is new; it is told in words in", *cells, *readmes)
 
-    Prints which cells of the notebook show one that is named: they tell it in words. Exits if there is none of a name.
-    """
-    unknown = ", ".join(set(names) - set(PICTURES))
-    if unknown:
-        sys.exit(f"There is no picture {unknown}; there are {', '.join(PICTURES)}.")
-    for name in names:
-        shown = [cell.id for cell in read().cells if f"images/{name}.png" in cell.source]
-        print(f"{name} is shown and told in the cells", *shown)
+
+def main():
+    """Write the pictures that are named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(PICTURES))
+    names = parser.parse_args().names
+    if unknown := set(names) - set(PICTURES):
+        parser.error(f"there is no picture {', '.join(unknown)}")
     for name in names or PICTURES:
-        for language, folder in LANGUAGES.items():
-            folder.mkdir(exist_ok=True)
-            pixels = io.BytesIO()
-            figure(name, language).savefig(pixels, format="png")
-            image = Image.open(pixels).convert("RGB").quantize(128, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-            image.save(folder / f"{name}.png", optimize=True)
+        for language in LANGUAGES:
+            write(name, language)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -4,6 +4,7 @@
 
 No figure here is a test: machines differ. The last column says what is aimed at.
 """
+import argparse
 import io
 import math
 import statistics
@@ -134,6 +135,7 @@ def whole_notebook():
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     isa = torch.backends.cpu.get_cpu_capability()
     print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, {isa}\n")
     report("what", "measured", "against", "wanted")

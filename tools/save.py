@@ -1,6 +1,6 @@
 """Save the English notebook, carry its code and outputs over to the Chinese one, and renew what the READMEs show.
 
-The moving pictures, too, are drawn anew if a function of the page has changed.
+Diagrams and moving pictures are drawn anew where a function of the page that draws them has changed.
 
     python tools/save.py                        run the notebook from nothing if a code cell has changed, then save
     python tools/save.py --run                  run it in any case
@@ -75,6 +75,9 @@ def carry_over(english, chinese):
     A Markdown cell that `chinese` does not have yet comes in English, with no fingerprint.
     """
     told = {cell.id: cell for cell in text_cells(chinese)}
+    dropped = ", ".join(told.keys() - {cell.id for cell in english.cells})
+    if dropped:
+        print(f"Chinese texts dropped, since no English cell has their id any more (git has them): {dropped}")
     cells = [told.get(cell.id, cell) if cell.cell_type == "markdown" else cell for cell in english.cells]
     return nbformat.from_dict(dict(english, cells=cells))
 
@@ -148,7 +151,10 @@ def report(english, stale):
     walk = english.cells[:ids.index("embedding")]
     print(f"{len(ids)} cells, {lines_of_code(english.cells)} lines of code, {lines_of_code(walk)} of them before the "
           f"embedding, {words} words, {1000 * brackets / words:.1f} long brackets in 1,000 words")
-    print(f"Chinese cells whose English has changed: {', '.join(stale) or 'none'}")
+    print("Chinese cells whose English has changed:", "none" if not stale else "")
+    for cell in english.cells:
+        if cell.id in stale:
+            print(f"  {cell.id}: {cell.source[:70]!r}")
 
 
 def main():
@@ -173,7 +179,8 @@ def main():
     write(chinese, CHINESE)
     renew_readmes(english)
     if again:
-        subprocess.run([sys.executable, str(ROOT / "images" / "animate.py")], check=True)
+        for program in ("draw.py", "animate.py"):
+            subprocess.run([sys.executable, str(ROOT / "images" / program)], check=True)
     report(english, outdated(english, chinese))
 
 
