@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reas
 
 # what readers do: what it is, the cell, its right text, the wrong one
 CHOSEN = [
-    ("special tokens start one too late", "special", "len(ranks) + special", "len(ranks) + 1 + special"),
+    ("special tokens start one too late", "tokenizer", "len(ranks) + i", "len(ranks) + 1 + i"),
     ("the highest rank is merged first", "bpe", "unions.index(min(unions))", "unions.index(max(unions))"),
     ("two begin tokens", "tokens", "return [begin] +", "return [begin, begin] +"),
     ("the width is not rounded up", "open", "math.ceil(width", "math.floor(width"),
@@ -37,7 +37,7 @@ CHOSEN = [
     ("the first residual from the norm", "residual", "h = token_embeddings + attention_out", "h = x + attention_out"),
     ("a fact with a wrong key", "write-facts", "before=374", "before=375"),
     ("no residual around the feed-forward", "down", "out = h + neurons", "out = neurons"),
-    ("the copying head reads another KV head", "bets", "blocks[1][kv_head]", "blocks[1][0]"),
+    ("the copying head reads another KV head", "bets", "wk[kv_head].contiguous()", "wk[0].contiguous()"),
     ("another KV head in forward", "forward", "turn @ v for", "turn @ v.flip(0) for"),
     ("the logits of the first token", "next-token", "final_embedding[-1]", "final_embedding[0]"),
     ("a greedy choice of the worst", "next-token", "logits.argmax()", "logits.argmin()"),
