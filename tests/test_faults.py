@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reas
 
 # what readers do: what it is, the cell, its right text, the wrong one
 CHOSEN = [
-    ("special tokens start one too late", "tokenizer", "len(ranks) + i", "len(ranks) + 1 + i"),
+    ("special tokens start one too late", "setup", "len(ranks) + i", "len(ranks) + 1 + i"),
     ("the highest rank is merged first", "bpe", "unions.index(min(unions))", "unions.index(max(unions))"),
     ("two begin tokens", "tokens", "return [begin] +", "return [begin, begin] +"),
     ("the width is not rounded up", "open", "math.ceil(width", "math.floor(width"),
