@@ -407,7 +407,7 @@ def rest(p, t, m):
             p.barcode(356, y, 252, 36, m.code(before), GREEN)
             votes += int(np.dot(m.code(asks), m.code(before)))
         else:
-            p.box(356, y, 252, 36, FRAME, t("its own barcode, taken away", "自己的条形码，已减去"), size=17)
+            p.box(356, y, 252, 36, PAPER, t("nothing", "空"), edge=GREY, size=17)
         p.write(664, y + 18, minus(votes), LARGE, VERMILION if before == asks else TEXT, bold=True)
 
 
