@@ -9,6 +9,7 @@ page's two layers are trained.
 # ruff: noqa: E402, I001
 import ast
 import hashlib
+import inspect
 import io
 import sys
 from pathlib import Path
@@ -47,7 +48,7 @@ def fingerprint(name):
             used.add(name)
             waiting |= names_in(page[name].__code__) if hasattr(page[name], "__code__") else set()
     cells = [cell.source for cell in code_cells(read()) if used & defined_in(cell)]
-    drawing = [path.read_text(encoding="utf-8") for path in (Path(__file__), Path(__file__).with_name("canvas.py"))]
+    drawing = [Path(__file__).read_text(encoding="utf-8"), inspect.getsource(font)]
     return hashlib.sha256("".join(drawing + cells).encode()).hexdigest()[:8]
 
 

@@ -1,6 +1,6 @@
 """Draw the diagrams of the tutorial: `python images/draw.py [NAME …]` writes images/NAME.png and images/zh/NAME.png.
 
-One that looks as it did stays as it was. tools/save.py draws them all when the page's code has changed.
+Without a NAME, a picture that looks as it did stays as it was; so tools/save.py draws them all after a run.
 
 Words stand here in both languages, t("English", "中文"). Numbers don't: sizes, token ids, barcodes, angles, scores and
 probabilities are those of the English notebook, whose functions compute them. The font comes with
@@ -84,7 +84,7 @@ def minus(number):
 PARTS = {"text": (10, 0, 150), "tokens": (10, 1, 150), "tok_embeddings": (10, 2, 150), "attention": (182, 0, 166),
          "attention_norm": (182, 1, 140), "feed_forward": (370, 0, 166), "ffn_norm": (370, 1, 140),
          "norm": (560, 2, 150), "output": (560, 1, 150), "next": (560, 0, 150)}
-HERE_ARE = {"embedding": (85, {"text", "tokens", "tok_embeddings"}),
+PLACES = {"embedding": (85, {"text", "tokens", "tok_embeddings"}),
             "norm": (360, {"attention_norm", "ffn_norm", "norm"}),
             "attention": (264, {"attention_norm", "attention"}), "feed_forward": (452, {"ffn_norm", "feed_forward"}),
             "loop": (360, {"layers"}), "output": (635, {"norm", "output", "next"})}
@@ -137,14 +137,14 @@ def whole_map(p, t, m):
 
 
 def small_map(p, t, m, place):
-    """The whole model, and where in it the reader is: `place` is one of HERE_ARE."""
-    x, here = HERE_ARE[place]
+    """The whole model, and where in it the reader is: `place` is one of PLACES."""
+    x, here = PLACES[place]
     draw_map(p, t, m, 76, 50, 32, here)
     p.box(x - 62, 8, 124, 26, VERMILION, t("you are here", "你在这里"), size=17, round=13, zorder=6)
     p.arrow((x, 33), (x, 44 if 172 < x < 548 else 76), color=VERMILION, zorder=5)
 
 
-for place in HERE_ARE:
+for place in PLACES:
     picture(240, name="map_" + place)(partial(small_map, place=place))
 
 
@@ -580,11 +580,11 @@ def kv_cache(p, t, m):
         p.write(x + 32, 404, text, align="left")
 
 
-def write(name, language):
-    """Write a picture that is new or looks different, in at most 128 colours, which makes it a third as large."""
+def write(name, language, always):
+    """Write a picture if it looks different, or `always`, in at most 128 colours, which makes it a third as large."""
     path, pixels = LANGUAGES[language] / f"{name}.png", io.BytesIO()
     figure(name, language).savefig(pixels, format="png")
-    if not path.exists() or not alike(path.read_bytes(), pixels.getvalue()):
+    if always or not path.exists() or not alike(path.read_bytes(), pixels.getvalue()):
         image = Image.open(pixels).convert("RGB").quantize(128, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
         image.save(path, optimize=True)
         cells = [cell.id for cell in read().cells if f"images/{name}.png" in cell.source]
@@ -601,7 +601,7 @@ def main():
         parser.error(f"there is no picture {', '.join(unknown)}")
     for name in names or PICTURES:
         for language in LANGUAGES:
-            write(name, language)
+            write(name, language, always=bool(names))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import html
 import json
 import re
 import shutil
-import struct
 import sys
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -27,6 +26,8 @@ from cells import functions, read
 from nbconvert.exporters import TemplateExporter
 from nbconvert.filters import Highlight2HTML
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from PIL import Image
+from play import play
 
 PAGES = {"llama3_from_scratch.ipynb": "index.html", "llama3_from_scratch_zh.ipynb": "zh.html"}
 WORDS = json.loads((HERE / "words.json").read_text(encoding="utf-8"))     # what the frame says, by page
@@ -39,9 +40,10 @@ def plain(text):
     return html.unescape(re.sub(r"<[^>]+>", "", text)).strip()
 
 
-def size(png):
-    """Width and height in pixels of `png`, the bytes of a PNG file."""
-    return struct.unpack(">II", png[16:24])
+def size(path):
+    """Width and height in pixels of the picture in the file `path`."""
+    with Image.open(path) as image:
+        return image.size
 
 
 class Renderer(IPythonRenderer):
@@ -100,7 +102,7 @@ class Renderer(IPythonRenderer):
         path = self.folder / tag["src"]
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / tag["src"], path)
-        wide, high = size(path.read_bytes())
+        wide, high = size(path)
         return box(tag["src"], tag["alt"], int(tag.get("width", wide)), wide, high)
 
     def inline_math(self, body):
@@ -118,7 +120,7 @@ class Renderer(IPythonRenderer):
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(base64.b64decode(output.data["image/png"]))
-        wide, high = size(path.read_bytes())
+        wide, high = size(path)
         told = PLOTS.get(cell.id, {}).get(self.name, [])
         alt = told[n] if n < len(told) else f"{WORDS[self.name]['plot']} {self.headings[-1][2]}"
         return box(name, alt, wide, wide, high)
@@ -183,7 +185,6 @@ def tutorial(notebook, folder, source=None):
 
 def main(folder, source=None):
     """Write all pages into `folder`, and what they need."""
-    from play import play
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(HERE / "style.css", folder / "style.css")
     for notebook in PAGES:

@@ -38,9 +38,8 @@ def links(text):
 def anchors(text):
     """What a link to a heading of the Markdown `text` has after its `#`: in a notebook, and on GitHub."""
     titles = re.findall(r"(?m)^#+ (.+?)\s*$", without_code(text))
-    named = {*re.findall(r'<a (?:id|name)="([^"]+)"', text)}
-    return {"notebook": named | {title.replace(" ", "-") for title in titles},
-            "github": named | {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}}
+    return {"notebook": {title.replace(" ", "-") for title in titles},
+            "github": {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}}
 
 
 def pictures_of(text):

@@ -28,7 +28,7 @@ def room(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def link(place, folder):
+def link_or_copy(place, folder):
     """Make `place` a link to `folder`, or a copy where this system has no links or keeps them from its users."""
     try:
         place.symlink_to(folder, target_is_directory=True)

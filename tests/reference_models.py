@@ -72,9 +72,6 @@ def in_transformers(llama):
     """`llama` as a LlamaForCausalLM, in the dtype of its weights."""
     config, weights = llama.config, llama.weights
     rope = {"rope_type": "default", "rope_theta": config["rope_theta"]}
-    if config["use_scaled_rope"]:
-        rope |= {"rope_type": "llama3", "factor": config["rope_scaling_factor"], "low_freq_factor": 1,
-                 "high_freq_factor": 4, "original_max_position_embeddings": 8192}
     model = LlamaForCausalLM(LlamaConfig(
         hidden_size=config["dim"], intermediate_size=page.ffn_width(config), vocab_size=config["vocab_size"],
         num_hidden_layers=config["n_layers"], num_attention_heads=config["n_heads"],

@@ -1,4 +1,4 @@
-"""What section 13 claims of SmolLM2 holds on texts that the page does not show: three other seeds and lengths."""
+"""What section 13 claims of SmolLM2 holds on texts that the page does not show: other seeds, lengths and countries."""
 import pytest
 import torch
 from cells import functions
@@ -38,6 +38,36 @@ def test_the_path_goes_through_the_keys(smol32, texts):
     assert right(smol32, texts, page.cut(smol32, [PREVIOUS], "k", (17, 18))) < 0.1
     for writer, reader in ((PREVIOUS, "q"), (PREVIOUS, "v"), ((11, 1), "k")):
         assert right(smol32, texts, page.cut(smol32, [writer], reader, (17, 18))) > 0.6 * whole
+
+
+@torch.inference_mode()
+def test_moved_notes_are_followed(smol32, texts):
+    """Where the keys read each note of (16, 0) one place late, (18, 6) looks one place too far."""
+    tokens, n = texts
+    moved = page.cut(smol32, [PREVIOUS], "k", (17, 18), page.one_late)
+    for text in tokens:
+        found = {}
+
+        def tap(name, layer, x, found=found):
+            return page.note(found)(name, layer, moved(name, layer, x))
+
+        page.forward(smol32, text, tap=tap)
+        second_copy = found["weights", 18][6, n + 1:]
+        right, too_far = [second_copy.diagonal(offset).mean() for offset in (2, 3)]
+        assert right < 0.2 and too_far > 0.5
+
+
+@pytest.mark.parametrize("country, capital", [("Italy", "Rome"), ("Russia", "Moscow"), ("Egypt", "Cairo")])
+def test_one_head_brings_the_country(smol32, country, capital):
+    """Asked for France's capital with what (23, 4) brought for another country, the model names that one's."""
+    tokens = {name: torch.tensor(page.encode(smol32.tokenizer, f"The capital of {name} is"))
+              for name in ("France", country)}
+    found = {}
+    page.forward(smol32, tokens[country], tap=page.note(found))
+    for head in range(9):
+        swapped = page.forward(smol32, tokens["France"], tap=page.swap(23, head, found["heads", 23]))
+        word = smol32.tokenizer.decode([swapped[-1].argmax().item()])
+        assert word == f" {capital if head == 4 else 'Paris'}"
 
 
 def test_other_heads_may_go(smol32, texts):

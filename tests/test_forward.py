@@ -1,6 +1,6 @@
 """What `forward` computes is what Meta's `llama_models` computes: the same bits on the CPU.
 
-Where Meta's code has no answer (a `rope_scaling_factor` other than 8, float32), `transformers` is the yardstick.
+Where Meta's code has no answer, in float32, `transformers` is the yardstick.
 """
 import base64
 import contextlib

@@ -55,7 +55,7 @@ def test_commands(text):
 
 
 def test_quotations(text):
-    """What a page quotes from a cell, code or output, is what the notebook has."""
+    """The code that a page quotes from a cell is what the notebook has."""
     assert quoted(text, read()) == text, "run python tools/save.py"
 
 
@@ -90,7 +90,6 @@ def test_same_front_pages():
     english, chinese = map(text_of, READMES)
     shown = [[path.replace("images/zh/", "images/") for path, _, _ in pictures_of(text)] for text in (english, chinese)]
     assert shown[0] == shown[1]
-    for pattern in (r"(?m)^#+ ", r"(?m)^\|", r"\[!\[[^]]*\]\([^)]*\)", r"(?m)^<!--.*-->$"):
-        found = [[re.sub(r"!\[[^]]*\]", "", part) for part in re.findall(pattern, text)] for text in (english, chinese)]
-        assert found[0] == found[1], pattern
+    for pattern in (r"(?m)^#+ ", r"(?m)^\|", r"(?m)^<!--.*-->$"):
+        assert re.findall(pattern, english) == re.findall(pattern, chinese), pattern
     assert f"]({READMES[1].name})" in english and f"]({READMES[0].name})" in chinese

@@ -21,7 +21,7 @@ from cells import (
     with_prompt,
 )
 from documents import DOCUMENTS, answers, text_of, without_code
-from machine import link, quiet
+from machine import link_or_copy, quiet
 from nbformat.v4 import new_code_cell
 from torch.overrides import TorchFunctionMode
 
@@ -102,7 +102,7 @@ class Watch(ast.NodeTransformer):
 def scratch(tmp_path_factory):
     """A folder to run in, with SmolLM2 in it."""
     folder = tmp_path_factory.mktemp("shapes")
-    link(folder / "SmolLM2-135M", smollm2())
+    link_or_copy(folder / "SmolLM2-135M", smollm2())
     with quiet(folder):
         yield folder
 

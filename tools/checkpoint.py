@@ -23,7 +23,8 @@ from cells import functions
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-FILES = PARAMS, VOCABULARY, PTH = "params.json", "tokenizer.model", "consolidated.00.pth"
+PARAMS, VOCABULARY, PTH = "params.json", "tokenizer.model", "consolidated.00.pth"
+FILES = PARAMS, VOCABULARY, PTH
 AGAIN = "download all files again, from one place"
 OURS = {"model.layers": "layers", "model.embed_tokens": "tok_embeddings", "model.norm": "norm", "lm_head": "output",
         "input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attention.wq",

@@ -1,6 +1,6 @@
 """Save the English notebook, carry its code and outputs over to the Chinese one, and renew what the READMEs show.
 
-Diagrams and moving pictures are drawn anew where a function of the page that draws them has changed.
+After a run, diagrams that look different are drawn anew, and moving pictures whose code has changed.
 
     python tools/save.py                        run the notebook from nothing if a code cell has changed, then save
     python tools/save.py --run                  run it in any case
@@ -16,7 +16,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import textwrap
 from pathlib import Path
 
 import nbformat
@@ -27,7 +26,7 @@ READMES = [ROOT / "README.md", ROOT / "README_zh.md"]
 MOMENTS = {
     "moment_stream": ("down", 0), "moment_vote": ("vote", 0), "moment_paris": ("lens", 0), "moment_three": ("three", 0),
     "moment_cliff": ("grown", 0), "moment_losses": ("variants", 0)}
-QUOTATION = re.compile(r"(<!-- (code|output) of the cell ([\w-]+) -->\n```\w+\n).*?(^```$)", re.M | re.S)
+QUOTATION = re.compile(r"(<!-- code of the cell ([\w-]+) -->\n```python\n).*?(^```$)", re.M | re.S)
 
 
 def write(notebook, path):
@@ -56,7 +55,10 @@ def keep_outputs(notebook, last, measure):
         old, measured = before.get(cell.id), is_measured(cell)
         unchanged = old is not None and old.source == cell.source
         same = same and unchanged and order[i:i + 1] == [cell.id] and (measured or printed(cell) == printed(old))
-        if (unchanged and not measure) if measured else same or old is not None and shows_the_same(cell, old):
+        keep = same or old is not None and shows_the_same(cell, old)
+        if measured:
+            keep = unchanged and not measure
+        if keep:
             cell.outputs = old.outputs
         for output in cell.outputs:
             if "execution_count" in output:
@@ -112,20 +114,9 @@ def moments(notebook):
 
 
 def quoted(text, notebook):
-    """`text`, a README's, with every block under a comment `code of the cell …` or `output of the cell …` renewed.
-
-    Outputs are wrapped between words, so that a page shows them whole.
-    """
-    cells = {cell.id: cell for cell in notebook.cells}
-
-    def block(found):
-        cell = cells[found[3]]
-        lines = cell.source if found[2] == "code" else "\n".join(
-            textwrap.fill(line, 84, subsequent_indent=" ", break_long_words=False, break_on_hyphens=False)
-            for line in printed(cell).splitlines())
-        return f"{found[1]}{lines}\n{found[4]}"
-
-    return QUOTATION.sub(block, text)
+    """`text`, a README's, with every block under a comment `code of the cell …` renewed."""
+    code = {cell.id: cell.source for cell in code_cells(notebook)}
+    return QUOTATION.sub(lambda found: f"{found[1]}{code[found[2]]}\n{found[3]}", text)
 
 
 def renew_readmes(notebook):
@@ -137,20 +128,14 @@ def renew_readmes(notebook):
         path.write_text(text, encoding="utf-8", newline="\n")
 
 
-def lines_of_code(cells):
-    """How many lines that are not blank the code cells among `cells` have."""
-    return sum(bool(line.strip()) for cell in cells if cell.cell_type == "code" for line in cell.source.splitlines())
-
-
 def report(english, stale):
     """The size of the page and of its brackets, and which Chinese cells are `stale`, in a few lines."""
     prose = re.sub(r"(?s)<[^>]+>|```.*?```", " ", "\n".join(cell.source for cell in text_cells(english)))
     words = len(re.findall(r"[\w'’]+", prose))
     brackets = len(re.findall(r"(?<!\])\((?:[^()]|\([^()]*\)){15,}\)", prose))
-    ids = [cell.id for cell in english.cells]
-    walk = english.cells[:ids.index("embedding")]
-    print(f"{len(ids)} cells, {lines_of_code(english.cells)} lines of code, {lines_of_code(walk)} of them before the "
-          f"embedding, {words} words, {1000 * brackets / words:.1f} long brackets in 1,000 words")
+    lines = [line for cell in code_cells(english) for line in cell.source.splitlines() if line.strip()]
+    print(f"{len(english.cells)} cells, {len(lines)} lines of code, {words} words, "
+          f"{1000 * brackets / words:.1f} long brackets in 1,000 words")
     print("Chinese cells whose English has changed:", "none" if not stale else "")
     for cell in english.cells:
         if cell.id in stale:
@@ -168,7 +153,7 @@ def main():
     mark_translated(english, last, options.translated)
     before = {cell.id: cell for cell in code_cells(last)}
     changed = [cell.id for cell in code_cells(english) if cell != before.get(cell.id)]
-    again = changed or options.run or options.measure or len(before) > len(code_cells(english))
+    again = options.run or options.measure or code_cells(english) != code_cells(last)
     if again:
         print("The notebook is run. Cells not as the last run left them:", ", ".join(changed) or "none")
         run_from_nothing(english)
