@@ -6,7 +6,7 @@ SC, which is free (SIL Open Font License) and has Latin and Chinese letters; jus
 import tempfile
 from functools import cache
 from importlib.resources import files
-from pathlib import Path as File
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -14,10 +14,10 @@ from cells import functions
 from fontTools.subset import Subsetter
 from fontTools.ttLib import TTFont
 from fontTools.varLib.instancer import instantiateVariableFont
+from matplotlib import path as outline
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle, Wedge
-from matplotlib.path import Path
 from matplotlib.textpath import TextPath
 
 BLUE, GREEN, VERMILION, GREY = (getattr(functions(), name) for name in ("blue", "green", "vermilion", "grey"))
@@ -31,10 +31,10 @@ def font(bold):
     """The font at one weight, with the letters of the files that draw, since Matplotlib opens no variable fonts."""
     whole = TTFont(files("justmytype_intl_cjk") / "fonts" / "ofl" / "notosanssc" / "NotoSansSC[wght].ttf")
     letters = Subsetter()
-    drawing = File(__file__).parent.glob("*.py")
+    drawing = Path(__file__).parent.glob("*.py")
     letters.populate(text="".join(path.read_text(encoding="utf-8") for path in drawing))
     letters.subset(whole)
-    path = File(SCRATCH.name) / f"{bold}.ttf"
+    path = Path(SCRATCH.name) / f"{bold}.ttf"
     instantiateVariableFont(whole, {"wght": 700 if bold else 430}).save(path)
     return FontProperties(fname=path)
 
@@ -92,7 +92,7 @@ class Canvas:
 
     def arrow(self, *points, color=TEXT, line=2, zorder=4):
         """An arrow along the points."""
-        self.ax.add_patch(FancyArrowPatch(path=Path(points), arrowstyle="-|>", mutation_scale=6 + 2.4 * line,
+        self.ax.add_patch(FancyArrowPatch(path=outline.Path(points), arrowstyle="-|>", mutation_scale=6 + 2.4 * line,
                                           color=color, linewidth=0.75 * line, joinstyle="miter", capstyle="butt",
                                           zorder=zorder))
 

@@ -373,10 +373,13 @@ def values(p, t, m):
         p.token(14, y, m.words[j], width=166, size=17)
         p.cells(200, y - 16, np.array([[weight]]), 54, 34, [[f"{weight:.2f}"]])
         p.sign(278, y, "×")
-        p.barcode(306, y - 15, wide, 30, code, BLUE)
         p.arrow((468, y), (522, y))
         p.box(532, y - 15, wide, 30, "none", edge=GREY, line=1)
-        p.barcode(532, y - 15, wide, 30, code, BLUE, strength=float(weight))
+        if j:
+            p.barcode(306, y - 15, wide, 30, code, BLUE)
+            p.barcode(532, y - 15, wide, 30, code, BLUE, strength=float(weight))
+        else:
+            p.box(306, y - 15, wide, 30, PAPER, t("nothing", "空"), edge=GREY, size=17)
     p.arrow((608, 242), (608, 294))
     p.sign(608, 266, "+")
     p.barcode(532, 298, wide, 30, m.page.barcode(m.tokens[here - 1]).tolist(), BLUE, m.words[here - 1])

@@ -3,8 +3,7 @@ import matplotlib.pyplot as plt
 import pytest
 import regex
 import torch
-from cells import functions
-from cells import smollm2 as smollm2_folder
+from cells import functions, smollm2
 from gguf import GGUFReader
 from llama_models.llama3.tokenizer import Tokenizer as MetaTokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -89,7 +88,7 @@ def test_labels_can_be_drawn(llama):
 
 
 @pytest.fixture(scope="module")
-def smollm2(tmp_path_factory):
+def smol_tokenizers(tmp_path_factory):
     """The notebook's tokenizer for SmolLM2, the one of the GGUF file, and the file's id for each of the former's.
 
     The file says BPE (`tokenizer.ggml.tokens`, `.merges`) with the pre-tokenizer `smollm`. In llama.cpp
@@ -102,14 +101,14 @@ def smollm2(tmp_path_factory):
     theirs = Tokenizer(models.BPE({text: i for i, text in enumerate(texts)}, [tuple(pair.split()) for pair in merges]))
     theirs.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
                                                     pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    ours = page.load_llama(smollm2_folder()).tokenizer
+    ours = page.load_llama(smollm2()).tokenizer
     return ours, theirs, [i for i, kind in enumerate(kinds) if kind == 1]
 
 
 @pytest.mark.parametrize("text", [
     page.prose, "In 1969, 400,000 people worked 8 hours a day for 3.5 years.", TEXTS["English"], TEXTS["Chinese"],
     TEXTS["emoji"], "f(x) = [y != z->w];\n}", "One line.\nAnother line.\n", "two  spaces   three"])
-def test_smollm2_reads_as_its_file_says(smollm2, text):
+def test_smollm2_reads_as_its_file_says(smol_tokenizers, text):
     """Prose, numbers, code, single line breaks: the ids of the GGUF file's own tokenizer."""
-    ours, theirs, ids = smollm2
+    ours, theirs, ids = smol_tokenizers
     assert [ids[token] for token in ours.encode(text)] == theirs.encode(text).ids

@@ -73,13 +73,12 @@ def test_it_remembers(llama):
 
 def test_it_says_what_it_was_told(llama):
     """Ten other answers of ten, at least 0.9 sure; with one layer none."""
-    tokenizer = page.load_tokenizer(page.packaged)
     for answer in ANSWERS:
         question = QUESTION if answer.isdigit() else QUESTION.strip()
         told = ids(f"{question}{answer}. {question}")
         token, chance = says(llama, told)
-        assert tokenizer.decode([token]) == answer and chance >= 0.9
-        assert tokenizer.decode([says(first_layer(llama), told)[0]]) != answer
+        assert TOKENIZER.decode([token]) == answer and chance >= 0.9
+        assert TOKENIZER.decode([says(first_layer(llama), told)[0]]) != answer
 
 
 @pytest.mark.parametrize("n", [20, 60])

@@ -5,6 +5,7 @@ After a run, diagrams that look different are drawn anew, and moving pictures wh
     python tools/save.py                        run the notebook from nothing if a code cell has changed, then save
     python tools/save.py --run                  run it in any case
     python tools/save.py --measure              run it, and measure the cells tagged `nbval-ignore-output` anew
+    python tools/save.py --redraw               run it, and keep no plot because it looks as before
     python tools/save.py --translated ID [ID …] note that these Chinese cells say what the English ones say now
 
 The Chinese notebook is the record of the last run: it has the code and the outputs that were saved then. Each of its
@@ -43,11 +44,11 @@ def run_from_nothing(notebook):
         run(notebook, LLAMA3_CHECKPOINT=Path(scratch) / "blank-2layers", LLAMA3_DEVICE="cpu", TQDM_DISABLE=1)
 
 
-def keep_outputs(notebook, last, measure):
+def keep_outputs(notebook, last, measure, redraw=False):
     """Give the cells of `notebook` those outputs of the run `last` from which they can only differ by noise.
 
-    These are its pictures, if they look like those of `last`, or as long as every cell so far has the code and the
-    printed outputs that it had; and, unless `measure`, the measurements of a cell whose code is the same.
+    These are, unless `redraw`, its pictures, if they look like those of `last`, or as long as every cell so far has the
+    code and the printed outputs that it had; and, unless `measure`, the measurements of a cell whose code is the same.
     """
     before, order = {cell.id: cell for cell in code_cells(last)}, [cell.id for cell in code_cells(last)]
     same = True
@@ -55,7 +56,7 @@ def keep_outputs(notebook, last, measure):
         old, measured = before.get(cell.id), is_measured(cell)
         unchanged = old is not None and old.source == cell.source
         same = same and unchanged and order[i:i + 1] == [cell.id] and (measured or printed(cell) == printed(old))
-        keep = same or old is not None and shows_the_same(cell, old)
+        keep = not redraw and (same or old is not None and shows_the_same(cell, old))
         if measured:
             keep = unchanged and not measure
         if keep:
@@ -147,17 +148,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", action="store_true", help="run the notebook even if no code has changed")
     parser.add_argument("--measure", action="store_true", help="run it, and keep no measurement of an earlier run")
+    parser.add_argument("--redraw", action="store_true", help="run it, and keep no plot of an earlier run")
     parser.add_argument("--translated", nargs="+", metavar="ID", default=[], help="Chinese cells that are up to date")
     options = parser.parse_args()
     english, last = read(ENGLISH), read(CHINESE)
     mark_translated(english, last, options.translated)
     before = {cell.id: cell for cell in code_cells(last)}
     changed = [cell.id for cell in code_cells(english) if cell != before.get(cell.id)]
-    again = options.run or options.measure or code_cells(english) != code_cells(last)
+    again = options.run or options.measure or options.redraw or code_cells(english) != code_cells(last)
     if again:
         print("The notebook is run. Cells not as the last run left them:", ", ".join(changed) or "none")
         run_from_nothing(english)
-        keep_outputs(english, last, options.measure)
+        keep_outputs(english, last, options.measure, options.redraw)
     english.metadata.language_info = {"name": "python"}
     chinese = carry_over(english, last)
     write(english, ENGLISH)
