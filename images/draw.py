@@ -515,8 +515,8 @@ def cut(p, t, m):
     p.sign(546, 140, "−", VERMILION)
     p.link((300, 115), (360, 115), (360, 140), (438, 140), color=GREEN, line=2)
     p.link((454, 140), (533, 140), color=GREEN, line=2)
-    p.write(360, 250, t("only the keys read the stream less what (16, 0) has written",
-                        "只有键读的流，减去了(16, 0)写下的"), LARGE, VERMILION, bold=True)
+    p.write(360, 250, t("for the keys alone, its mean replaces what (16, 0) wrote",
+                        "只对键，把(16, 0)写下的换成它的平均"), LARGE, VERMILION, bold=True)
 
 
 @picture(660)
