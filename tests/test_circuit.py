@@ -88,7 +88,7 @@ def test_heads_are_found_again(smol32, texts):
 
 
 def test_the_weights_name_the_partner(smol32, monkeypatch):
-    """(16, 0) fits the keys of each induction head best, by twice the next; for the layers' other keys it is far down."""
+    """(16, 0) fits the keys of each induction head best, by twice the next; those of other heads hardly."""
     monkeypatch.setitem(page.fit.__globals__, "fine_weights", smol32.weights)
     for reader in INDUCTION:
         fits = {divmod(i, 9): page.fit(reader, divmod(i, 9)) for i in range(153)}
