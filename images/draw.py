@@ -279,7 +279,7 @@ def strip(p, t, m):
 @picture(300)
 def rmsnorm(p, t, m):
     """A row of 4 numbers, so that all can be checked: times rsqrt(mean of its squares + eps), times the weight."""
-    row, weight = np.array([0.7, -0.1, 0.5, -0.5]), np.array([0.5, 1.0, 2.0, 1.5])
+    row, weight = np.array([0.7, -0.1, 0.5, -0.5]), np.array([1.5, 1.0, 2.0, 0.5])
     mean = (row ** 2).mean(keepdims=True)
     scale = 1 / np.sqrt(mean + m.norm_eps)
     for x, y, numbers, fill, name, to_name in (
@@ -396,7 +396,7 @@ def rest(p, t, m):
     asks, here = m.words[10], m.words.index(m.words[10])
     keys = ((m.words[here + 1], 0, asks), (m.words[0], 1, None), (m.words[here + 2], 0, m.words[here + 1]))
     p.write(296, 22, "REST", 17)
-    p.write(482, 22, t("the last 17", "最后17个"), 17)
+    p.write(482, 22, t("the last 17", "最后17个数"), 17)
     p.write(664, 22, t("votes", "票数"), 17)
     p.write(228, 62, t(f"query of {asks}", f"{asks}的查询"), 17, align="right", bold=True)
     p.box(266, 44, 60, 36, ACTIVATION, str(m.page.DIGITS - 1), size=17)
