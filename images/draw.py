@@ -519,6 +519,24 @@ def cut(p, t, m):
                         "只对键，把(16, 0)写下的换成它的平均"), LARGE, VERMILION, bold=True)
 
 
+@picture(320)
+def moved(p, t, m):
+    """Section 13's forged notes: tokens, under each the note of who stands before it, and where a later token looks."""
+    words, first, step = "ABCD", 226, 80
+    for y, title, late in ((60, t("as (16, 0) wrote them", "(16, 0)写下的"), 1),
+                           (212, t("moved by one", "挪一个位置"), 2)):
+        p.write(16, y, title, 17, align="left", bold=True)
+        p.write(16, y + 44, t("note: who is before me", "笔记：我前面是谁"), SMALL, align="left")
+        for i, word in enumerate(words):
+            p.token(first + step * i, y, word, width=60)
+            note = words[i - late] if i >= late else ""
+            p.box(first + step * i, y + 30, 60, 30, pale(GREEN, 0.6) if note == "A" else FRAME, note)
+        x, found = first + step * 5, first + step * late + 30
+        p.write(x - 36, y, "…", LARGE)
+        p.token(x, y, "A", VERMILION, width=60)
+        p.arrow((x + 30, y + 16), (x + 30, y + 84), (found, y + 84), (found, y + 62), color=VERMILION, line=2.5)
+
+
 @picture(660)
 def circuit(p, t, m):
     """The two ways to know, over the stream as the page draws it: rows are tokens, columns the three registers."""
