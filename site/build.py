@@ -121,9 +121,7 @@ class Renderer(IPythonRenderer):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(base64.b64decode(output.data["image/png"]))
         wide, high = size(path)
-        told = PLOTS.get(cell.id, {}).get(self.name, [])
-        alt = told[n] if n < len(told) else f"{WORDS[self.name]['plot']} {self.headings[-1][2]}"
-        return box(name, alt, wide, wide, high)
+        return box(name, PLOTS[cell.id][self.name][n], wide, wide, high)
 
 
 def box(src, alt, width, wide, high):

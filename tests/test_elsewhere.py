@@ -30,7 +30,7 @@ def prints_the_same(cell, other):
 
 @pytest.mark.slow
 def test_first_part_alone(tmp_path):
-    """In an empty folder part one shows what is saved, plots too, and leaves the blank checkpoint behind and nothing else."""
+    """In an empty folder part one shows what is saved, plots too, and leaves behind the blank checkpoint alone."""
     notebook = run(first_part(read()), tmp_path, LLAMA3_CHECKPOINT=None)
     assert other_outputs(notebook, shows_the_same) == [] and stderr(notebook) == ""
     assert [path.name for path in tmp_path.iterdir()] == ["blank-2layers"]

@@ -57,6 +57,6 @@ def test_folded_in_both_ways(path):
 
 
 def test_ruff():
-    """Notebooks, tools, tests and drawings are clean; no text is read or written in a system's own encoding."""
+    """Notebooks and all programs are clean; no text is read or written in a system's own encoding."""
     done = subprocess.run([sys.executable, "-m", "ruff", "check", ROOT], encoding="utf-8", capture_output=True)
     assert done.returncode == 0, done.stdout

@@ -30,7 +30,6 @@ def with_facts(small, *facts, words=play.vocabulary("en")):
     llama = play.written(small)
     for neuron, fact in enumerate((fact.split() for fact in facts), 42):
         small.write_fact(llama.weights, neuron, *[words.index(word) for word in fact])
-        llama.weights["layers.0.feed_forward.w1.weight"][neuron, small.ONE] = -3 * (2 * small.DIGITS - 2)
     return llama
 
 

@@ -121,7 +121,7 @@ def quoted(text, notebook):
 
 
 def renew_readmes(notebook):
-    """Write the plots of `notebook` that the READMEs show to images/, and its code and outputs into the READMEs."""
+    """Write the plots of `notebook` that the READMEs show to images/, and its code into the READMEs."""
     for name, picture in moments(notebook).items():
         (ROOT / "images" / f"{name}.png").write_bytes(picture)
     for path in READMES:
@@ -160,14 +160,14 @@ def main():
         print("The notebook is run. Cells not as the last run left them:", ", ".join(changed) or "none")
         run_from_nothing(english)
         keep_outputs(english, last, options.measure, options.redraw)
+        for program in ("draw.py", "animate.py"):
+            subprocess.run([sys.executable, str(ROOT / "images" / program)], check=True)
+    english.metadata.kernelspec.display_name = "Python 3"
     english.metadata.language_info = {"name": "python"}
     chinese = carry_over(english, last)
     write(english, ENGLISH)
     write(chinese, CHINESE)
     renew_readmes(english)
-    if again:
-        for program in ("draw.py", "animate.py"):
-            subprocess.run([sys.executable, str(ROOT / "images" / program)], check=True)
     report(english, outdated(english, chinese))
 
 

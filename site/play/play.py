@@ -1,6 +1,6 @@
 """The Llama to play with: writes its weights with the tutorial's own cells, and makes one page a language of it.
 
-`html_of("en", functions)` and `html_of("zh", functions)` return HTML that needs nothing else.
+`html_of("en", page)` and `html_of("zh", page)` return HTML that needs nothing else.
 """
 import html
 import json
