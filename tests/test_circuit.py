@@ -57,7 +57,8 @@ def test_moved_notes_are_followed(smol32, texts):
         assert right < 0.2 and too_far > 0.5
 
 
-@pytest.mark.parametrize("country, capital", [("Italy", "Rome"), ("Russia", "Moscow"), ("Egypt", "Cairo")])
+@pytest.mark.parametrize("country, capital", [("Italy", "Rome"), ("Russia", "Moscow"), ("Egypt", "Cairo"),
+                                             ("England", "London")])
 def test_one_head_brings_the_country(smol32, country, capital):
     """Asked for France's capital with what (23, 4) brought for another country, the model names that one's."""
     tokens = {name: torch.tensor(page.encode(smol32.tokenizer, f"The capital of {name} is"))
