@@ -233,7 +233,7 @@ def barcode(p, t, m):
 def registers(p, t, m):
     """One row of the stream, the last token's, with the parts that write into it above and below."""
     page, y = m.page, 122
-    p.box(20, 16, 556, 40, WEIGHT, "tok_embeddings")
+    p.box(20, 16, 680, 40, WEIGHT, "tok_embeddings")
     for x, name, columns, color, word in ((20, "who", page.WHO, BLUE, m.words[-1]),
                                           (184, "before", page.BEFORE, GREEN, m.words[-2]),
                                           (348, "next", page.NEXT, VERMILION, "42")):
@@ -245,7 +245,7 @@ def registers(p, t, m):
         p.box(x, y, 16, 62, color)
         p.write(x + 8, 200, str(column), 17)
         p.arrow((x + 8, 56), (x + 8, 92))
-    p.arrow((96, 56), (96, 92))
+    p.arrows([(96, 56), (96, 92)], [(647, 56), (647, 92)])
     p.write(647, 106, t("ballast", "压舱石"), 17)
     p.box(594, y, 106, 62, FRAME)
     for spike in range(7):
@@ -285,7 +285,7 @@ def rmsnorm(p, t, m):
     for x, y, numbers, fill, name, to_name in (
             (16, 134, row, ACTIVATION, t("one row", "一行"), -16),
             (16, 214, row ** 2, ACTIVATION, t("squared", "平方"), 54),
-            (290, 214, mean, ACTIVATION, t("mean", "均值"), 54), (400, 214, scale, ACTIVATION, t("scale", "倍数"), 54),
+            (290, 214, mean, ACTIVATION, t("mean", "均方"), 54), (400, 214, scale, ACTIVATION, t("scale", "倍数"), 54),
             (364, 42, weight, WEIGHT, "attention_norm.weight", -16),
             (508, 134, row * scale * weight, ACTIVATION, "x", -16)):
         p.cells(x, y, numbers[None], 49, 36, [[minus(f"{number:.2g}") for number in numbers]], fill)
@@ -357,7 +357,7 @@ def mask(p, t, m):
         p.cells(x, top, shades, width, height, form)
     p.arrows([(190, 142), (268, 142)], [(450, 142), (528, 142)])
     p.write(489, 124, "softmax", 17)
-    p.write(360, 244, t("grey: the future", "灰色：还没出现"))
+    p.write(360, 244, t("grey: the future", "灰色：不许看"))
     p.write(620, 244, t("shares, row by row", "每行各自的份额"))
 
 
@@ -505,7 +505,7 @@ def logits(p, t, m):
 def cut(p, t, m):
     """The path that section 13 cuts: what one head writes is kept from the keys of later heads alone."""
     p.stream(12, 708, 196, t("residual stream", "残差流"))
-    p.box(150, 90, 150, 50, WEIGHT, "(16, 0)", t("looks one back", "往回看一个词元"), size=17)
+    p.box(150, 90, 150, 50, WEIGHT, "(16, 0)", t("looks one back", "前词元头"), size=17)
     p.arrow((225, 140), (225, 182), color=GREEN, line=3)
     p.write(238, 160, t("writes", "写入"), 17, GREEN, "left")
     p.box(396, 20, 300, 50, WEIGHT, t("heads of layers 17 and 18", "第17、18层的头"), size=17)
@@ -523,15 +523,15 @@ def cut(p, t, m):
 def moved(p, t, m):
     """Section 13's forged notes: tokens, under each the note of who stands before it, and where a later token looks."""
     words, first, step = "ABCD", 226, 80
-    for y, title, late in ((60, t("as (16, 0) wrote them", "(16, 0)写下的"), 1),
-                           (212, t("moved by one", "挪一个位置"), 2)):
+    notes = ["", *words[:-1]]
+    for y, title, late in ((60, t("as (16, 0) wrote them", "(16, 0)写下的"), 0),
+                           (212, t("moved by one", "往后挪一个位置"), 1)):
         p.write(16, y, title, 17, align="left", bold=True)
         p.write(16, y + 44, t("note: who is before me", "笔记：我前面是谁"), SMALL, align="left")
-        for i, word in enumerate(words):
+        for i, (word, note) in enumerate(zip(words, notes[-late:] + notes[:-late] if late else notes)):
             p.token(first + step * i, y, word, width=60)
-            note = words[i - late] if i >= late else ""
             p.box(first + step * i, y + 30, 60, 30, pale(GREEN, 0.6) if note == "A" else FRAME, note)
-        x, found = first + step * 5, first + step * late + 30
+        x, found = first + step * 5, first + step * (late + 1) + 30
         p.write(x - 36, y, "…", LARGE)
         p.token(x, y, "A", VERMILION, width=60)
         p.arrow((x + 30, y + 16), (x + 30, y + 84), (found, y + 84), (found, y + 62), color=VERMILION, line=2.5)
