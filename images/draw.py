@@ -130,7 +130,7 @@ def whole_map(p, t, m):
     draw_map(p, t, m, 46, 88, 54, details=more)
     p.write(536, 30, f"layers.0 … layers.{m.n_layers - 1}", SMALL, align="right")
     p.write(360, 272, t("residual stream ", "残差流") + m.row, 17, BLUE, bold=True)
-    for x, fill, word in ((150, WEIGHT, t("weights, from the file", "权重，来自文件")),
+    for x, fill, word in ((150, WEIGHT, t("weights, from the file", "权重，文件里的表")),
                           (390, ACTIVATION, t("made from the text", "由文本得出"))):
         p.box(x, 314, 26, 20, fill)
         p.write(x + 34, 324, word, align="left")
@@ -179,7 +179,8 @@ def checkpoint(p, t, m):
         section = 11 if layer and name in ("wq", "wk", "wv", "wo") else "" if layer else sections.get(name, 4)
         p.box(x, y, width, 44, PAPER, edge=WEIGHT, line=2)
         p.write(x + width / 2, y + 11, name, SMALL)
-        p.write(x + width / 2, y + 33, f"§ {section}" if section else t("blank", "空着"), 15, VERMILION)
+        where = t(f"§ {section}", f"第{section}节") if section else t("blank", "空着")
+        p.write(x + width / 2, y + 33, where, 15, VERMILION)
 
     empty(240, 22, 452, "tok_embeddings")
     for layer in range(m.page.two_layers["n_layers"]):
@@ -194,7 +195,7 @@ def checkpoint(p, t, m):
     empty(452, 284, 240, "output")
     count = len(m.page.expected_shapes(m.page.defaults | m.page.two_layers))
     p.write(466, 356, t(f"{count} tensors, every number is 0", f"{count}个张量，每个数都是0"))
-    p.write(466, 384, t("§: the section in which you write it", "§：在哪一节写它"), 17, VERMILION)
+    p.write(466, 384, t("§: the section in which you write it", "红字：在哪一节写它"), 17, VERMILION)
 
 
 @picture(352)
@@ -357,7 +358,7 @@ def mask(p, t, m):
         p.cells(x, top, shades, width, height, form)
     p.arrows([(190, 142), (268, 142)], [(450, 142), (528, 142)])
     p.write(489, 124, "softmax", 17)
-    p.write(360, 244, t("grey: the future", "灰色：不许看"))
+    p.write(360, 244, t("grey: the future", "灰色：掩住"))
     p.write(620, 244, t("shares, row by row", "每行各自的份额"))
 
 
@@ -507,7 +508,7 @@ def cut(p, t, m):
     p.stream(12, 708, 196, t("residual stream", "残差流"))
     p.box(150, 90, 150, 50, WEIGHT, "(16, 0)", t("looks one back", "前词元头"), size=17)
     p.arrow((225, 140), (225, 182), color=GREEN, line=3)
-    p.write(238, 160, t("writes", "写入"), 17, GREEN, "left")
+    p.write(238, 160, t("writes", "写下"), 17, GREEN, "left")
     p.box(396, 20, 300, 50, WEIGHT, t("heads of layers 17 and 18", "第17、18层的头"), size=17)
     for x, name in ((446, "q"), (546, "k"), (646, "v")):
         p.arrow((x, 182), (x, 71), color=VERMILION if name == "k" else TEXT)
@@ -516,7 +517,7 @@ def cut(p, t, m):
     p.link((300, 115), (360, 115), (360, 140), (438, 140), color=GREEN, line=2)
     p.link((454, 140), (533, 140), color=GREEN, line=2)
     p.write(360, 250, t("for the keys alone, its mean replaces what (16, 0) wrote",
-                        "只对键，把(16, 0)写下的换成它的平均"), LARGE, VERMILION, bold=True)
+                        "只让键读不到(16, 0)写下的，换成它的平均"), LARGE, VERMILION, bold=True)
 
 
 @picture(320)
@@ -528,7 +529,7 @@ def moved(p, t, m):
                            (212, t("moved by one", "往后挪一个位置"), 1)):
         p.write(16, y, title, 17, align="left", bold=True)
         p.write(16, y + 44, t("note: who is before me", "笔记：我前面是谁"), SMALL, align="left")
-        for i, (word, note) in enumerate(zip(words, notes[-late:] + notes[:-late] if late else notes)):
+        for i, (word, note) in enumerate(zip(words, ["…", *notes[:-1]] if late else notes)):
             p.token(first + step * i, y, word, width=60)
             p.box(first + step * i, y + 30, 60, 30, pale(GREEN, 0.6) if note == "A" else FRAME, note)
         x, found = first + step * 5, first + step * (late + 1) + 30

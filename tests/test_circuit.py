@@ -69,7 +69,7 @@ def test_notes_name_a_token(smol32, texts):
     n = texts[1]
 
     def from_other_copy(wrote):
-        return torch.cat((wrote[:1], wrote[n + 1:], wrote[1:n + 1]))
+        return torch.cat((wrote[:1], wrote[n + 1:], wrote[1:n + 1])) - wrote
 
     exchanged, late = [page.cut(smol32, [PREVIOUS], "k", (17, 18), forge) for forge in (from_other_copy, page.one_late)]
     assert (looked(smol32, texts, exchanged) > 0.8 * looked(smol32, texts, page.leave)).all()
@@ -109,7 +109,7 @@ def test_heads_are_found_again(smol32, texts):
 
 
 def test_the_weights_name_the_partner(smol32, monkeypatch):
-    """Of all keys from layer 17 on, (16, 0) fits the induction heads' best; no earlier head fits these half as well."""
+    """Of all keys from layer 17 on, (16, 0) fits the induction heads' best; no head before it fits half as well."""
     monkeypatch.setitem(page.fit.__globals__, "fine_weights", smol32.weights)
     fits = {(layer, head): page.fit((layer, head), PREVIOUS) for layer in range(17, 30) for head in (0, 3, 6)}
     best = sorted(fits, key=fits.get)[-2:]

@@ -50,7 +50,7 @@ return faint"""
 def test_every_plot_is_told():
     """The alternative texts in plots.json: one for every plot of the notebook, in both languages, and none besides."""
     plots = {cell.id: len(pictures(cell)) for cell in code_cells(read(ENGLISH))}
-    told = {name: {page: len(texts) for page, texts in pages.items()} for name, pages in build.PLOTS.items()}
+    told = {name: {file: len(texts) for file, texts in files.items()} for name, files in build.PLOTS.items()}
     assert told == {name: dict.fromkeys(TUTORIALS, n) for name, n in plots.items() if n}
 
 
@@ -98,28 +98,30 @@ class TestInBrowser:
     @pytest.mark.parametrize("name", LANGUAGES)
     def test_opens(self, name, width, folder, browser):
         """No sideways scrolling, no error, no request to elsewhere, every picture there and told, folded ones, too."""
-        page = open_page(browser, folder / name, width)
-        assert page.execute_script("return document.documentElement.scrollWidth <= innerWidth")
-        assert page.execute_script("return document.documentElement.lang") == LANGUAGES[name]
-        page.execute_script("for (const box of document.querySelectorAll('details')) box.open = true")
-        assert page.execute_async_script(MISSING) == []
-        assert complaints(page) == []
+        open_page(browser, folder / name, width)
+        assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+        assert browser.execute_script("return document.documentElement.lang") == LANGUAGES[name]
+        browser.execute_script("for (const box of document.querySelectorAll('details')) box.open = true")
+        assert browser.execute_async_script(MISSING) == []
+        assert complaints(browser) == []
 
     @pytest.mark.parametrize("scheme", ["light", "dark"])
     @pytest.mark.parametrize("name", LANGUAGES)
     def test_colours_can_be_read(self, name, scheme, folder, browser):
         """Wherever there is text, also in what unfolds; dark means dark."""
-        page = open_page(browser, folder / name, scheme=scheme)
-        page.execute_script("for (const box of document.querySelectorAll('details')) box.open = true")
-        assert page.execute_script(FAINT) == []
-        paper = page.execute_script("return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+        open_page(browser, folder / name, scheme=scheme)
+        browser.execute_script("for (const box of document.querySelectorAll('details')) box.open = true")
+        assert browser.execute_script(FAINT) == []
+        paper = browser.execute_script(
+            "return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
         assert max(paper) < 50 if scheme == "dark" else min(paper) > 240
 
     @pytest.mark.parametrize("name", TUTORIALS)
     def test_shows_what_the_notebook_has(self, name, folder, browser):
         """Every line of code and output, every plot, every formula drawn, the folded cells folded."""
-        page, notebook = open_page(browser, folder / name), read(TUTORIALS[name])
-        cells = page.execute_script("""return [...document.querySelectorAll('.cell')].map(cell => ({
+        notebook = read(TUTORIALS[name])
+        open_page(browser, folder / name)
+        cells = browser.execute_script("""return [...document.querySelectorAll('.cell')].map(cell => ({
             code: cell.querySelector('.highlight').textContent.trimEnd(),
             shown: [...cell.querySelectorAll(':scope > .output')].map(output => output.textContent),
             plots: cell.querySelectorAll(':scope > .picture').length,
@@ -130,7 +132,7 @@ class TestInBrowser:
                       if "image/png" not in output.get("data", {})],
             "plots": len(pictures(cell))} for cell in code_cells(notebook)]
         texts = [re.sub("`[^`]*`", "", without_code(cell.source)) for cell in text_cells(notebook)]
-        formulas = page.execute_script("""return [...document.querySelectorAll('math')]
+        formulas = browser.execute_script("""return [...document.querySelectorAll('math')]
             .map(formula => formula.getBoundingClientRect()).map(box => box.width * box.height > 20)""")
         assert formulas == [True] * sum(len(re.findall(r"(\$+)[^$]+\1", text)) for text in texts) != []
 
@@ -138,26 +140,26 @@ class TestInBrowser:
     @pytest.mark.parametrize("name", TUTORIALS)
     def test_contents(self, name, width, folder, browser):
         """Lists the sections in their order; a click leads there, and the list follows."""
-        page = open_page(browser, folder / name, width)
-        titles = [title.text for title in page.find_elements(By.CSS_SELECTOR, "main h2")]
-        menu = page.find_element(By.CSS_SELECTOR, ".above summary")
+        open_page(browser, folder / name, width)
+        titles = [title.text for title in browser.find_elements(By.CSS_SELECTOR, "main h2")]
+        menu = browser.find_element(By.CSS_SELECTOR, ".above summary")
         assert menu.is_displayed() == (width == 390)
         part = ".above" if width == 390 else ".beside > ol > li >"
-        links = page.find_elements(By.CSS_SELECTOR, f"{part} a")
+        links = browser.find_elements(By.CSS_SELECTOR, f"{part} a")
         assert [link.get_property("textContent") for link in links] == titles
         for link, title in list(zip(links, titles))[3::6]:
             menu.is_displayed() and menu.click()
             link.click()
             here = f"return document.querySelector('{part} [aria-current]')?.textContent"
-            WebDriverWait(page, 20).until(lambda _: page.execute_script(here) == title, title)
-            target = page.find_element(By.CSS_SELECTOR, ":target")
-            assert 0 <= page.execute_script("return arguments[0].getBoundingClientRect().top", target) < 150
+            WebDriverWait(browser, 20).until(lambda _: browser.execute_script(here) == title, title)
+            target = browser.find_element(By.CSS_SELECTOR, ":target")
+            assert 0 <= browser.execute_script("return arguments[0].getBoundingClientRect().top", target) < 150
 
     def test_by_keyboard(self, folder, browser):
         """The first stop leads past the lists; every box that scrolls is a stop."""
-        page = open_page(browser, folder / "index.html", 390)
-        page.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
-        first = page.switch_to.active_element
+        open_page(browser, folder / "index.html", 390)
+        browser.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
+        first = browser.switch_to.active_element
         assert first.get_dom_attribute("href") == "#text" and first.rect["x"] >= 0
-        assert page.execute_script("""return [...document.querySelectorAll('pre, .table, .picture')]
+        assert browser.execute_script("""return [...document.querySelectorAll('pre, .table, .picture')]
             .filter(box => box.scrollWidth > box.clientWidth && box.tabIndex < 0).length""") == 0
