@@ -7,10 +7,10 @@ images/stream.gif, and images/zh/stream.gif with Chinese words, show the residua
 page's two layers are trained.
 """
 # ruff: noqa: E402, I001
-import ast
 import hashlib
 import inspect
 import io
+import re
 import sys
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-from cells import ROOT, code_cells, functions, read, source
+from cells import ROOT, code_cells, functions, read
 from canvas import font
 
 TOLD = "it was 7. it is "
@@ -29,40 +29,17 @@ HOLD = 12                                               # frames that a finished
 LEFT = {"who": 7, "before": 34, "next": 62}             # where a register's first digit is drawn
 
 
-def names_in(code):
-    """All names that the compiled `code` uses, also in the functions inside it."""
-    inside = [part for part in code.co_consts if hasattr(part, "co_names")]
-    return set(code.co_names).union(*map(names_in, inside))
-
-
-def fingerprint(name):
-    """Eight hexadecimal digits that change with the code that draws images/NAME.gif, in this folder and on the page.
-
-    Of the page these are all cells that define a function or a constant on which the drawing depends.
-    """
-    page, used = vars(functions()), set()
-    waiting = names_in((birth if name == "birth" else stream).__code__) | names_in(stream_frame.__code__)
-    while waiting:
-        name = waiting.pop()
-        if name in page and name not in used:
-            used.add(name)
-            waiting |= names_in(page[name].__code__) if hasattr(page[name], "__code__") else set()
-    cells = [cell.source for cell in code_cells(read()) if used & defined_in(cell)]
-    drawing = [Path(__file__).read_text(encoding="utf-8"), inspect.getsource(font)]
-    return hashlib.sha256("".join(drawing + cells).encode()).hexdigest()[:8]
-
-
-def defined_in(cell):
-    """The names of the functions and of all variables that the code `cell` sets."""
-    nodes = [*ast.walk(ast.parse(source(cell)))]
-    functions = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
-    return functions | {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+def fingerprint():
+    """Eight hexadecimal digits that change with this file, its font, and all cells of the page with functions."""
+    cells = [cell.source for cell in code_cells(read()) if re.search(r"(?m)^def ", cell.source)]
+    drawing = [Path(__file__).read_text(encoding="utf-8"), inspect.getsource(font), *cells]
+    return hashlib.sha256("".join(drawing).encode()).hexdigest()[:8]
 
 
 def is_old(name):
     """Whether images/NAME.gif is not there, or was drawn by other code."""
     path = ROOT / "images" / f"{name}.gif"
-    return not path.exists() or Image.open(path).info.get("comment") != fingerprint(name).encode()
+    return not path.exists() or Image.open(path).info.get("comment") != fingerprint().encode()
 
 
 def rasterized(figure):
@@ -81,7 +58,7 @@ def save(name, frames, milliseconds):
     few = [frame.quantize(128, dither=Image.Dither.NONE) for frame in frames]
     times = [1500] + [milliseconds] * (len(few) - 2) + [3000]
     few[0].save(ROOT / "images" / f"{name}.gif", save_all=True, append_images=few[1:], duration=times, loop=0,
-                comment=fingerprint(name).encode())
+                comment=fingerprint().encode())
 
 
 def stream_frame(page, title, names, rows, bars, arrow=None):
@@ -129,7 +106,7 @@ def stream(file, names, titles):
     written = page.in_memory(page.narrow, page.write_by_hand(page.narrow), tokenizer)
     tokens = torch.tensor(page.encode(written.tokenizer, TOLD))
     _, streams, looks = page.watch(written, tokens)
-    copier = looks[1, 3].argmax(dim=-1).tolist()
+    copier = looks[1, page.narrow["n_heads"] - 1].argmax(dim=-1).tolist()
     notes = [(place, place - 1) for place in range(1, len(tokens))]
     copies = [(place, found) for place, found in enumerate(copier) if found > 0]
     stages = zip(titles, ("who", "before", "next", "next"), ([], notes, [], copies))

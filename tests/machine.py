@@ -1,19 +1,10 @@
-"""What the tests ask of the machine that they run on: its memory, its links and a disk that is full."""
-import re
+"""What the tests ask of the machine that they run on: a disk that is full, links, and quiet."""
 import shutil
 from contextlib import contextmanager
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
 import torch
-
-
-def anonymous_memory():
-    """Bytes of this process that no file backs, or None where the system does not count them (Linux does)."""
-    status = Path("/proc/self/status")
-    found = re.search(r"RssAnon:\s+(\d+)", status.read_text(encoding="utf-8") if status.exists() else "")
-    return 1024 * int(found[1]) if found else None
 
 
 @contextmanager
@@ -42,8 +33,10 @@ def quiet(folder):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     plt.switch_backend("agg")
-    with plt.rc_context(), pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(plt, "show", lambda: plt.close("all"))
-        yield
-    torch.set_num_threads(threads)
+    try:
+        with plt.rc_context(), pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            patch.setattr(plt, "show", lambda: plt.close("all"))
+            yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Small models with seeded weights, for the notebook's `forward`, for Meta's code and for `transformers`."""
+"""Small models with seeded weights, for the notebook's `forward` and for Meta's code."""
 import math
 from types import SimpleNamespace
 
@@ -6,7 +6,6 @@ import torch
 from cells import functions
 from llama_models.llama3.args import ModelArgs
 from llama_models.llama3.model import Transformer
-from transformers import LlamaConfig, LlamaForCausalLM
 
 page = functions()
 
@@ -61,31 +60,3 @@ def meta_model(llama, params):
 def random_tokens(config, n):
     """Seeded token ids, int64 [n]."""
     return torch.randint(config["vocab_size"], (n,), generator=torch.Generator().manual_seed(1))
-
-
-def half_split(weight, n_heads):
-    """The rows of wq or wk, neighbours paired in each head as Meta has them, in the order of `transformers`."""
-    return weight.unflatten(0, (n_heads, -1, 2)).transpose(1, 2).flatten(0, 2)
-
-
-def in_transformers(llama):
-    """`llama` as a LlamaForCausalLM, in the dtype of its weights."""
-    config, weights = llama.config, llama.weights
-    rope = {"rope_type": "default", "rope_theta": config["rope_theta"]}
-    model = LlamaForCausalLM(LlamaConfig(
-        hidden_size=config["dim"], intermediate_size=page.ffn_width(config), vocab_size=config["vocab_size"],
-        num_hidden_layers=config["n_layers"], num_attention_heads=config["n_heads"],
-        num_key_value_heads=config["n_kv_heads"], rms_norm_eps=config["norm_eps"], rope_parameters=rope,
-        max_position_embeddings=131072, tie_word_embeddings=False, bos_token_id=None, eos_token_id=None))
-    names = {"tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
-    parts = {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "wq": "q_proj",
-             "wk": "k_proj", "wv": "v_proj", "wo": "o_proj", "w1": "gate_proj", "w2": "down_proj", "w3": "up_proj",
-             "attention": "self_attn", "feed_forward": "mlp", "layers": "model.layers"}
-    state = {}
-    for name, weight in weights.items():
-        heads = {"wq": config["n_heads"], "wk": config["n_kv_heads"]}.get(name.split(".")[-2])
-        stem = name.removesuffix(".weight")
-        theirs = names.get(stem) or ".".join(parts.get(part, part) for part in stem.split("."))
-        state[theirs + ".weight"] = half_split(weight, heads) if heads else weight
-    model.load_state_dict(state, assign=True)
-    return model.eval()

@@ -10,9 +10,10 @@ import sys
 import checkpoint
 import pytest
 import torch
+from benchmark import anonymous_memory
 from cells import functions
 from checkpoint import FILES, PARAMS, PTH, SCALED, VOCABULARY
-from machine import anonymous_memory, room
+from machine import room
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.convert_slow_tokenizer import TikTokenConverter
@@ -128,6 +129,9 @@ def refused(command, source, *arguments):
     ({VOCABULARY: b'{\n  "version": "1.0"\n}\n'}, VOCABULARY, "Llama 2's tokenizer or a tokenizer.json; take"),
     ({VOCABULARY: LINES[:-9]}, VOCABULARY, "makes 513 tokens, and the model has 514; download all files again"),
     ({PARAMS: b'{"dim": 64,'}, PARAMS, "is cut off, or something else than its name says; download it again"),
+    ({PARAMS: params(n_heads=0)}, PARAMS, "has a size that is no number, or none that can be; download it again"),
+    ({PARAMS: params(dim="64")}, PARAMS, "has a size that is no number, or none that can be; download it again"),
+    ({PARAMS: b"[]"}, PARAMS, "is cut off, or something else than its name says; download it again"),
     ({PARAMS: params(dim=128)}, PTH, "tok_embeddings.weight is [514, 64] and should be [514, 128]; download all files"),
     ({PARAMS: params(n_layers=4)}, PTH, "layers.3.attention_norm.weight is absent and should be [64]"),
     ({PARAMS: params(n_layers=2)}, PTH, "layers.2.attention_norm.weight is [64] and should be absent"),

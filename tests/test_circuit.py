@@ -24,7 +24,7 @@ def texts(request, smol32):
 
 
 @torch.inference_mode()
-def right(smol32, texts, tap):
+def share_right(smol32, texts, tap):
     """The share of the repeated tokens that `smol32` with `tap` guesses right."""
     tokens, n = texts
     said = torch.stack([page.forward(smol32, text, tap=tap)[n + 1:-1].argmax(dim=-1) for text in tokens])
@@ -33,15 +33,15 @@ def right(smol32, texts, tap):
 
 def test_the_path_goes_through_the_keys(smol32, texts):
     """What (16, 0) writes, hidden from the keys of layers 17 and 18, ends the copying; from queries or values, not."""
-    whole = right(smol32, texts, page.leave)
+    whole = share_right(smol32, texts, page.leave)
     assert whole > 0.4
-    assert right(smol32, texts, page.cut(smol32, [PREVIOUS], "k", (17, 18))) < 0.1
+    assert share_right(smol32, texts, page.cut(smol32, [PREVIOUS], "k", (17, 18))) < 0.1
     for writer, reader in ((PREVIOUS, "q"), (PREVIOUS, "v"), ((11, 1), "k")):
-        assert right(smol32, texts, page.cut(smol32, [writer], reader, (17, 18))) > 0.6 * whole
+        assert share_right(smol32, texts, page.cut(smol32, [writer], reader, (17, 18))) > 0.6 * whole
 
 
 @torch.inference_mode()
-def looked(smol32, texts, tap, further=0):
+def weights_on(smol32, texts, tap, further=0):
     """The weight of (17, 3) and of (18, 6) on what followed, or on what stands `further`, with `tap`; float32 [2]."""
     tokens, n = texts
     weights = []
@@ -60,7 +60,7 @@ def looked(smol32, texts, tap, further=0):
 def test_each_head_reads_for_itself(smol32, texts):
     """Hidden from one layer's keys, what (16, 0) writes is missed by that layer's head alone."""
     for layer, blind, sees in ((17, 0, 1), (18, 1, 0)):
-        weights = looked(smol32, texts, page.cut(smol32, [PREVIOUS], "k", (layer,)))
+        weights = weights_on(smol32, texts, page.cut(smol32, [PREVIOUS], "k", (layer,)))
         assert weights[blind] < 0.1 and weights[sees] > 0.5
 
 
@@ -72,9 +72,9 @@ def test_notes_name_a_token(smol32, texts):
         return torch.cat((wrote[:1], wrote[n + 1:], wrote[1:n + 1])) - wrote
 
     exchanged, late = [page.cut(smol32, [PREVIOUS], "k", (17, 18), forge) for forge in (from_other_copy, page.one_late)]
-    assert (looked(smol32, texts, exchanged) > 0.8 * looked(smol32, texts, page.leave)).all()
-    assert right(smol32, texts, exchanged) > 0.8 * right(smol32, texts, page.leave)
-    assert looked(smol32, texts, late).max() < 0.2 and looked(smol32, texts, late, further=1).min() > 0.4
+    assert (weights_on(smol32, texts, exchanged) > 0.8 * weights_on(smol32, texts, page.leave)).all()
+    assert share_right(smol32, texts, exchanged) > 0.8 * share_right(smol32, texts, page.leave)
+    assert weights_on(smol32, texts, late).max() < 0.2 and weights_on(smol32, texts, late, further=1).min() > 0.4
 
 
 @pytest.mark.parametrize("country, capital", [("Italy", "Rome"), ("Russia", "Moscow"), ("Egypt", "Cairo"),
@@ -93,11 +93,11 @@ def test_one_head_brings_the_country(smol32, country, capital):
 
 def test_other_heads_may_go(smol32, texts):
     """Without the induction heads, or (16, 0), little is copied; without as many others of the same layers, most is."""
-    whole = right(smol32, texts, page.leave)
-    assert right(smol32, texts, page.without(INDUCTION)) < 0.15
-    assert right(smol32, texts, page.without([PREVIOUS])) < 0.3
+    whole = share_right(smol32, texts, page.leave)
+    assert share_right(smol32, texts, page.without(INDUCTION)) < 0.15
+    assert share_right(smol32, texts, page.without([PREVIOUS])) < 0.3
     others = [(17, 0), (17, 7), (17, 8), (18, 1), (18, 3)]
-    assert right(smol32, texts, page.without(others)) > 0.7 * whole
+    assert share_right(smol32, texts, page.without(others)) > 0.7 * whole
 
 
 def test_heads_are_found_again(smol32, texts):

@@ -1,4 +1,8 @@
-"""The form of the saved notebooks: ids, titles, prose before code, folds, and lines that ruff accepts."""
+"""The form of the saved notebooks: ids, titles, prose before code, folds, outputs of one run, lines that ruff accepts.
+
+That both notebooks have the same outputs is the concern of test_translation.py, that all plots are there of
+test_site.py.
+"""
 import re
 import subprocess
 import sys
@@ -54,6 +58,21 @@ def test_folded_in_both_ways(path):
     folds = {cell.id: (cell.metadata.get("jupyter", {}).get("source_hidden", False), cell.metadata.get("cellView"))
              for cell in code_cells(read(path))}
     assert {name: fold for name, fold in folds.items() if fold not in [(False, None), (True, "form")]} == {}
+
+
+def test_one_run():
+    """Counts are those of a fresh kernel that ran every cell once, in order."""
+    code = code_cells(read())
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "run python tools/save.py --run"
+    for cell in code:
+        assert {output.execution_count for output in cell.outputs if "execution_count" in output} <= {
+            cell.execution_count}
+
+
+def test_no_complaints():
+    """No error and nothing on stderr."""
+    assert [cell.id for cell in code_cells(read()) for output in cell.outputs
+            if output.output_type == "error" or output.get("name") == "stderr"] == []
 
 
 def test_ruff():

@@ -105,6 +105,7 @@ def smol_tokenizers(tmp_path_factory):
     return ours, theirs, [i for i, kind in enumerate(kinds) if kind == 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [
     page.prose, "In 1969, 400,000 people worked 8 hours a day for 3.5 years.", TEXTS["English"], TEXTS["Chinese"],
     TEXTS["emoji"], "f(x) = [y != z->w];\n}", "One line.\nAnother line.\n", "two  spaces   three"])

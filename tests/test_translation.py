@@ -68,15 +68,15 @@ def test_same_parts(part):
     assert {name: both for name, both in found.items() if both[0] != both[1]} == {}
 
 
-def test_same_code_spans():
-    """The code and the shapes that a sentence names in English are in the Chinese, too."""
-    found = {name: [{*re.findall(r"`[^`\n]+`", without_code(text))} for text in texts] for name, *texts in pairs()}
-    assert {name: there - here for name, (there, here) in found.items() if there - here} == {}
+def code_spans(text):
+    """The code and the shapes that `text` names in its sentences."""
+    return {*re.findall(r"`[^`\n]+`", without_code(text))}
 
 
-def test_same_numbers():
-    """Every number of two digits or more in the English is in the Chinese, too."""
-    found = {name: [numbers(text) for text in texts] for name, *texts in pairs()}
+@pytest.mark.parametrize("details", [numbers, code_spans])
+def test_same_details(details):
+    """Every number of two digits or more, all code and all shapes of the English are in the Chinese, too."""
+    found = {name: [details(text) for text in texts] for name, *texts in pairs()}
     assert {name: there - here for name, (there, here) in found.items() if there - here} == {}
 
 

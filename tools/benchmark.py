@@ -7,8 +7,8 @@ No figure here is a test: machines differ. The last column says what is aimed at
 import argparse
 import io
 import math
+import re
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -18,11 +18,9 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from cells import ROOT, environment, first_part, functions, read, run, smollm2
+from cells import environment, first_part, functions, read, run, smollm2
 from IPython.core.interactiveshell import InteractiveShell
-
-sys.path.insert(0, str(ROOT / "tests"))
-from machine import anonymous_memory  # noqa: E402
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 GB = 1e9
 
@@ -30,6 +28,13 @@ GB = 1e9
 def report(what, measured, against, wanted):
     """Print one row of the table."""
     print(f"| {what} | {measured} | {against} | {wanted} |", flush=True)
+
+
+def anonymous_memory():
+    """Bytes of this process that no file backs, or None where the system does not count them (Linux does)."""
+    status = Path("/proc/self/status")
+    found = re.search(r"RssAnon:\s+(\d+)", status.read_text(encoding="utf-8") if status.exists() else "")
+    return 1024 * int(found[1]) if found else None
 
 
 def seconds(function, times=3):
@@ -97,11 +102,37 @@ def full_width():
                f"{forward / products:.2f} times its bare matrix products", "<= 1.1")
 
 
+def half_split(weight, n_heads):
+    """The rows of wq or wk, neighbours paired in each head as Meta has them, in the order of `transformers`."""
+    return weight.unflatten(0, (n_heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+
+
+def in_transformers(llama):
+    """`llama` as a LlamaForCausalLM, in the dtype of its weights."""
+    config, weights = llama.config, llama.weights
+    rope = {"rope_type": "default", "rope_theta": config["rope_theta"]}
+    model = LlamaForCausalLM(LlamaConfig(
+        hidden_size=config["dim"], intermediate_size=functions().ffn_width(config), vocab_size=config["vocab_size"],
+        num_hidden_layers=config["n_layers"], num_attention_heads=config["n_heads"],
+        num_key_value_heads=config["n_kv_heads"], rms_norm_eps=config["norm_eps"], rope_parameters=rope,
+        max_position_embeddings=131072, tie_word_embeddings=False, bos_token_id=None, eos_token_id=None))
+    names = {"tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
+    parts = {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "wq": "q_proj",
+             "wk": "k_proj", "wv": "v_proj", "wo": "o_proj", "w1": "gate_proj", "w2": "down_proj", "w3": "up_proj",
+             "attention": "self_attn", "feed_forward": "mlp", "layers": "model.layers"}
+    state = {}
+    for name, weight in weights.items():
+        heads = {"wq": config["n_heads"], "wk": config["n_kv_heads"]}.get(name.split(".")[-2])
+        stem = name.removesuffix(".weight")
+        theirs = names.get(stem) or ".".join(parts.get(part, part) for part in stem.split("."))
+        state[theirs + ".weight"] = half_split(weight, heads) if heads else weight
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
 @torch.inference_mode()
 def against_transformers():
     """Rows for SmolLM2 in bfloat16: reading a prompt, its memory, and one more token after it."""
-    from reference_models import in_transformers
-    from transformers import DynamicCache
     page, llama = functions(), functions().load_llama(smollm2())
     before, peak = memory_during(lambda: page.generate(llama, list(range(1000, 5000)), 1))
     report("a prompt of 4,000 tokens, memory above the start", f"{(peak - before) / GB:.2f} GB", "", "<= 0.7 GB")

@@ -4,7 +4,7 @@ import base64
 import io
 import linecache
 import os
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +17,9 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 ENGLISH, CHINESE = ROOT / "llama3_from_scratch.ipynb", ROOT / "llama3_from_scratch_zh.ipynb"
-# the constants that the page makes by a call, beside those in capitals; `functions` has all others, too
-COMPUTED = {"device", "packaged", "reserved", "places", "registers"}
+# the page's constants, beside those in capitals, that are needed outside the running notebook
+CONSTANTS = {"device", "packaged", "reserved", "special", "pattern", "prompt", "llama3_8b", "two_layers", "defaults",
+             "places", "registers", "blue", "green", "vermilion", "grey", "narrow", "prose", "small"}
 
 
 def read(path=ENGLISH):
@@ -53,7 +54,7 @@ def remember(name, text):
 
 @cache
 def functions():
-    """A namespace with every function of the English page, its imports and its constants, and none of its arithmetic.
+    """A namespace with every function of the English page, its imports and its CONSTANTS, and none of its arithmetic.
 
     The functions find one another, and `inspect.getsource` finds them, as in the running notebook.
     """
@@ -64,21 +65,17 @@ def functions():
         remember(name, text)
         for node in ast.parse(text).body:
             if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef)) or is_constant(node):
-                with suppress(NameError):               # a constant that hangs on what only a run computes
-                    exec(compile(ast.Module([node], []), name, "exec"), names)
+                exec(compile(ast.Module([node], []), name, "exec"), names)
     return SimpleNamespace(**names)
 
 
 def is_constant(node):
-    """Whether the statement `node` sets names without a call, or names that are COMPUTED or in capitals."""
+    """Whether the statement `node` sets names in capitals, or some of the CONSTANTS."""
     if not isinstance(node, (ast.Assign, ast.AugAssign)):
         return False
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-    names = [part for target in targets for part in (target.elts if isinstance(target, ast.Tuple) else [target])]
-    if not all(isinstance(name, ast.Name) for name in names):
-        return False
-    computed = any(name.id in COMPUTED or name.id.isupper() for name in names)
-    return computed or not any(isinstance(part, ast.Call) for part in ast.walk(node.value))
+    (target,) = node.targets if isinstance(node, ast.Assign) else [node.target]
+    names = target.elts if isinstance(target, ast.Tuple) else [target]
+    return all(isinstance(name, ast.Name) and (name.id in CONSTANTS or name.id.isupper()) for name in names)
 
 
 def smollm2(folder=ROOT / "SmolLM2-135M"):

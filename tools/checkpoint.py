@@ -54,7 +54,7 @@ def read_json(path, *keys):
     """The dict in the file `path`; exits if there is none, or if it lacks one of `keys`."""
     expect_file(path)
     try:
-        content = dict(json.loads(path.read_text(encoding="utf-8")))
+        content = {} | json.loads(path.read_text(encoding="utf-8"))
         return {key: content[key] for key in keys} | content
     except (KeyError, TypeError, ValueError):
         refuse(path, "is cut off, or something else than its name says", "download it again")
@@ -101,11 +101,15 @@ def load(folder):
     try:
         weights = torch.load(folder / PTH, mmap=True, weights_only=True, map_location="cpu")
         weights.pop("rope.freqs", None)
-        config, weights = fitting(folder / PTH, weights, params)
+        assert all(isinstance(weight, torch.Tensor) for weight in weights.values())
     except pickle.UnpicklingError:
         refuse(folder / PTH, "holds code, none of which was run", "take the file from Meta, or from one whom you trust")
     except Exception:  # PyTorch raises many kinds for a broken file
         refuse(folder / PTH, "is cut off, or holds something else than tensors", "download it again")
+    try:
+        config, weights = fitting(folder / PTH, weights, params)
+    except (ArithmeticError, TypeError):
+        refuse(folder / PARAMS, "has a size that is no number, or none that can be", "download it again")
     if config["vocab_size"] != n_vocab:
         refuse(folder / VOCABULARY, f"makes {n_vocab} tokens, and the model has {config['vocab_size']}", AGAIN)
     return config, weights
