@@ -47,11 +47,7 @@ def weights_on(smol32, texts, tap, further=0):
     weights = []
     for text in tokens:
         found = {}
-
-        def tap_and_note(name, layer, x, found=found):
-            return page.note(found)(name, layer, tap(name, layer, x))
-
-        page.forward(smol32, text, tap=tap_and_note)
+        page.forward(smol32, text, tap=page.both(tap, page.note(found)))
         both = torch.stack([found["weights", 17][3], found["weights", 18][6]])
         weights.append(both[:, n + 1:].diagonal(2 + further, dim1=1, dim2=2).mean(dim=-1))
     return torch.stack(weights).mean(dim=0)
@@ -75,6 +71,20 @@ def test_notes_name_a_token(smol32, texts):
     assert (weights_on(smol32, texts, exchanged) > 0.8 * weights_on(smol32, texts, page.leave)).all()
     assert share_right(smol32, texts, exchanged) > 0.8 * share_right(smol32, texts, page.leave)
     assert weights_on(smol32, texts, late).max() < 0.2 and weights_on(smol32, texts, late, further=1).min() > 0.4
+
+
+@torch.inference_mode()
+def test_one_token_is_enough(smol32, texts):
+    """With the second copy shuffled, both heads still look at what followed the same token, if they can read notes."""
+    tokens, n = texts
+    for tap, least, most in ((page.leave, 0.4, 1), (page.cut(smol32, [PREVIOUS], "k", (17, 18)), 0, 0.1)):
+        shares = []
+        for seed, text in enumerate(tokens):
+            order, found = torch.randperm(n, generator=torch.Generator().manual_seed(seed + n)), {}
+            page.forward(smol32, torch.cat((text[:n + 1], text[1:n + 1][order])), tap=page.both(tap, page.note(found)))
+            looks = torch.stack([found["weights", 17][3], found["weights", 18][6]])
+            shares.append(looks[:, torch.arange(n + 1, 2 * n + 1), order + 2].mean(dim=-1))
+        assert ((torch.stack(shares).mean(dim=0) >= least) & (torch.stack(shares).mean(dim=0) <= most)).all()
 
 
 @pytest.mark.parametrize("country, capital", [("Italy", "Rome"), ("Russia", "Moscow"), ("Egypt", "Cairo"),
