@@ -167,7 +167,7 @@ def tokens(p, t, m):
 def checkpoint(p, t, m):
     """The three files on the left; on the right the tensors of the blank one, names on empty tables, and sections."""
     sections = {"tok_embeddings": 3, "wk": 5, "wq": 6, "wv": 7, "wo": 9, "w1": 10, "w2": 10, "w3": 10, "output": 12}
-    files = (("params.json", t("the sizes", "尺寸")), ("tokenizer.model", t("the pieces of text", "文本片段")),
+    files = (("params.json", t("the sizes", "尺寸")), ("tokenizer.model", t("the pieces of text", "词表")),
              ("consolidated.00.pth", t("the weights", "权重")))
     p.write(102, 26, "blank-2layers", bold=True)
     for i, (name, says) in enumerate(files):
@@ -195,7 +195,7 @@ def checkpoint(p, t, m):
     empty(452, 284, 240, "output")
     count = len(m.page.expected_shapes(m.page.defaults | m.page.two_layers))
     p.write(466, 356, t(f"{count} tensors, every number is 0", f"{count}个张量，每个数都是0"))
-    p.write(466, 384, t("§: the section in which you write it", "红字：在哪一节写它"), 17, VERMILION)
+    p.write(466, 384, t("§: the section in which you write it", "橙字：在哪一节写它"), 17, VERMILION)
 
 
 @picture(352)
@@ -517,7 +517,7 @@ def cut(p, t, m):
     p.link((300, 115), (360, 115), (360, 140), (438, 140), color=GREEN, line=2)
     p.link((454, 140), (533, 140), color=GREEN, line=2)
     p.write(360, 250, t("for the keys alone, its mean replaces what (16, 0) wrote",
-                        "只让键读不到(16, 0)写下的，换成它的平均"), LARGE, VERMILION, bold=True)
+                        "只有键读不到(16, 0)写下的，读到的是它的平均"), LARGE, VERMILION, bold=True)
 
 
 @picture(320)
