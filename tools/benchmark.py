@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 from cells import environment, first_part, functions, read, run, smollm2
 from IPython.core.interactiveshell import InteractiveShell
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 GB = 1e9
 
@@ -109,6 +108,7 @@ def half_split(weight, n_heads):
 
 def in_transformers(llama):
     """`llama` as a LlamaForCausalLM, in the dtype of its weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
     config, weights = llama.config, llama.weights
     rope = {"rope_type": "default", "rope_theta": config["rope_theta"]}
     model = LlamaForCausalLM(LlamaConfig(
@@ -133,6 +133,7 @@ def in_transformers(llama):
 @torch.inference_mode()
 def against_transformers():
     """Rows for SmolLM2 in bfloat16: reading a prompt, its memory, and one more token after it."""
+    from transformers import DynamicCache
     page, llama = functions(), functions().load_llama(smollm2())
     before, peak = memory_during(lambda: page.generate(llama, list(range(1000, 5000)), 1))
     report("a prompt of 4,000 tokens, memory above the start", f"{(peak - before) / GB:.2f} GB", "", "<= 0.7 GB")
