@@ -66,8 +66,7 @@ def written():
     A namespace of head 0's scores and weights in layer 0, [seq, seq], and all tokens' logits and chances, [vocab_size].
     """
     m, page = model(), model().page
-    config = page.narrow | {"dim": 4 * m.head_dim}
-    llama = page.in_memory(config, page.write_by_hand(config), m.tokenizer)
+    llama = page.in_memory(page.narrow, page.write_by_hand(page.narrow), m.tokenizer)
     logits, streams, looks = page.watch(llama, m.tokens)
     x = page.rms_norm(streams[0], llama.weights["layers.0.attention_norm.weight"], m.norm_eps).float()
     q, k = [page.rotate(x @ llama.weights[f"layers.0.attention.{name}.weight"][:m.head_dim].float().T,
@@ -259,24 +258,6 @@ def registers(p, t, m):
         p.arrow((x + 76, 258), *end, color=color, line=2.5)
 
 
-@picture(234)
-def strip(p, t, m):
-    """How `empty` stores a table: one strip, some numbers a row; each row of the table reads on over the next ones."""
-    left, step, wide, used = 16, 104, 100, m.page.USED
-    for row in range(6):
-        p.write(left + step * row + wide / 2, 18, t(f"row {row}", f"第{row}行"), 17)
-        p.box(left + step * row, 34, wide, 36, WEIGHT, str(used), size=17)
-        p.box(left + step * row + wide * m.page.ONE / used, 34, 5, 36, TEXT)
-    p.write(left + step * 6 + 8, 52, "…", align="left")
-    mark = left + wide * m.page.ONE / used + 2
-    p.write(mark, 84, t("128, one", "128，one"), 15)
-    for row, y in enumerate((104, 146, 188)):
-        x = left + step * row
-        p.box(x, y, wide, 32, ACTIVATION, t("its own", "自己的"), size=17)
-        p.box(x + step, y, 704 - x - step, 32, FRAME, t(f"the {m.dim // used - 1} rows after it",
-                                                        f"后面的{m.dim // used - 1}行"), size=17)
-
-
 @picture(300)
 def rmsnorm(p, t, m):
     """A row of 4 numbers, so that all can be checked: times rsqrt(mean of its squares + eps), times the weight."""
@@ -296,6 +277,34 @@ def rmsnorm(p, t, m):
     p.write(369, 202, "rsqrt", 17)
     p.sign(424, 152, "×")
     p.sign(471, 152, "×")
+
+
+@picture(306)
+def score(p, t, m):
+    """A query and a key, each made of a row of 4 numbers by a table of 3 rows, and their score, easy to check."""
+    asks, wq = np.array([1, 0, 2, 1]), np.array([[1, 0, 0, 0], [0, 1, 1, 0], [1, 0, 0, -1]])
+    looked_at, wk = np.array([0, 1, 1, 2]), np.array([[1, 1, 0, 1], [0, 0, 0, 1], [0, 1, 0, 0]])
+
+    def cells(x, y, numbers, fill):
+        p.cells(x, y, numbers, 36, 34, [[minus(number) for number in row] for row in numbers], fill)
+
+    for y, name, says, row, table, made in (
+            (86, "wq", t("the token that asks", "提问的词元"), asks, wq, t("query", "查询")),
+            (236, "wk", t("the token looked at", "被看的词元"), looked_at, wk, t("key", "键"))):
+        p.write(92, y - 34, says)
+        cells(20, y - 17, row[None], ACTIVATION)
+        cells(206, y - 51, table, WEIGHT)
+        p.write(278, y - 66, name, bold=True)
+        cells(390, y - 17, (table @ row)[None], ACTIVATION)
+        p.write(444, y - 34, made, bold=True)
+        p.arrows([(166, y), (202, y)], [(352, y), (386, y)])
+    query, key = wq @ asks, wk @ looked_at
+    p.arrows([(500, 86), (530, 86), (530, 144)], [(500, 236), (530, 236), (530, 178)])
+    p.sign(530, 161, "·", radius=15)
+    p.write(558, 130, " + ".join(f"{a}×{b}" for a, b in zip(query, key)), align="left")
+    p.write(558, 162, f"= {query @ key}", align="left")
+    p.write(558, 194, f"{query @ key} ÷ √{len(query)} = {query @ key / len(query) ** 0.5:.1f}", align="left")
+    p.write(628, 236, t("score", "得分"), LARGE, bold=True)
 
 
 @picture(420)

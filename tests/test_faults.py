@@ -25,8 +25,8 @@ CHOSEN = [
     ("the norm adds over tokens", "rms-norm", "mean(-1, keepdim=True)", "mean(0, keepdim=True)"),
     ("the norm forgets the root", "rms-norm", "torch.rsqrt(", "torch.reciprocal("),
     ("no ballast in the norm's weight", "write-norms", "norm[ONE] = 16 / 128", "norm[ONE] = 16"),
-    ("RoPE pairs halves", "rotate", "unflatten(-1, (-1, 2))", "unflatten(-1, (2, -1)).transpose(-1, -2).contiguous()"),
-    ("RoPE's speeds of another model", "freqs", 'config["rope_theta"]', "10000.0"),
+    ("RoPE pairs halves", "rope", "unflatten(-1, (-1, 2))", "unflatten(-1, (2, -1)).transpose(-1, -2).contiguous()"),
+    ("RoPE's speeds of another model", "speeds", 'config["rope_theta"]', "10000.0"),
     ("queries turned forward", "write-queries", "rope(config, -head - 1, -head)", "rope(config, head + 1, head + 2)"),
     ("scores are not divided", "stripes", " / math.sqrt(head_dim)", ""),
     ("the mask hides oneself", "mask", ".triu(1)", ".triu(0)"),
@@ -37,7 +37,7 @@ CHOSEN = [
     ("the first residual from the norm", "residual", "h = token_embeddings + attention_out", "h = x + attention_out"),
     ("a fact with a wrong key", "write-facts", "before=374", "before=375"),
     ("no residual around the feed-forward", "down", "out = h + neurons", "out = neurons"),
-    ("the copying head reads another KV head", "bets", "wk[kv_head].contiguous()", "wk[0].contiguous()"),
+    ("the copying head reads another KV head", "copier-tools", "wk[kv_head].contiguous()", "wk[0].contiguous()"),
     ("another KV head in forward", "forward", "turn @ v for", "turn @ v.flip(0) for"),
     ("the logits of the first token", "next-token", "final_embedding[-1]", "final_embedding[0]"),
     ("a greedy choice of the worst", "next-token", "logits.argmax()", "logits.argmin()"),
@@ -58,7 +58,7 @@ IN_STRINGS = {"wq": "wk", "wk": "wv", "wv": "wk", "wo": "wq", "w1": "w3", "w2": 
 DRAWS = re.compile(r"\b(plt|ax|axes|all_axes|figure|title|labels?|heatmaps)\b")
 # what these give is what they got, on the CPU and for a contiguous tensor; without the last four nothing could run
 NO_CHANGE = {"cpu", "detach", "contiguous", "to", "print", "range", "zip", "enumerate"}
-MODULES = {"torch", "math", "F", "os", "json", "regex", "tiktoken", "base64", "inspect"}
+MODULES = {"torch", "math", "F", "os", "json", "tiktoken", "base64", "inspect"}
 # seconds of computing after which a faulty page is taken to hang; part one needs about six
 LIMIT = 60
 

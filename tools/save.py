@@ -25,8 +25,8 @@ from cells import CHINESE, ENGLISH, ROOT, alike, code_cells, is_measured, pictur
 READMES = [ROOT / "README.md", ROOT / "README_zh.md"]
 # The plots that the READMEs show: the file's name in images/, the cell's id, which of its plots.
 MOMENTS = {
-    "moment_stream": ("down", 0), "moment_vote": ("vote", 0), "moment_paris": ("lens", 0), "moment_three": ("three", 0),
-    "moment_cliff": ("grown", 0), "moment_losses": ("variants", 0)}
+    "moment_stream": ("down", 0), "moment_vote": ("vote", 0), "moment_paris": ("who-paris", 0),
+    "moment_cliff": ("grown", 0), "moment_three": ("three", 0), "moment_losses": ("variants", 0)}
 QUOTATION = re.compile(r"(<!-- code of the cell ([\w-]+) -->\n```python\n).*?(^```$)", re.M | re.S)
 
 
