@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-from cells import ROOT, alike, functions, read
+from cells import ROOT, functions, look_alike, read
 from canvas import ACTIVATION, BIG, BLUE, FADED, FRAME, GREEN, GREY, LARGE, PAPER, SMALL
 from canvas import TEXT, VERMILION, WEIGHT, Canvas, pale, width_of
 
@@ -606,7 +606,7 @@ def write(name, language, always):
     """Write a picture if it looks different, or `always`, in at most 128 colours, which makes it a third as large."""
     path, pixels = LANGUAGES[language] / f"{name}.png", io.BytesIO()
     figure(name, language).savefig(pixels, format="png")
-    if always or not path.exists() or not alike(path.read_bytes(), pixels.getvalue()):
+    if always or not path.exists() or not look_alike(path.read_bytes(), pixels.getvalue()):
         image = Image.open(pixels).convert("RGB").quantize(128, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
         image.save(path, optimize=True)
         cells = [cell.id for cell in read().cells if f"images/{name}.png" in cell.source]

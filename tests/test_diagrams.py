@@ -6,7 +6,7 @@ from functools import cache
 import animate
 import draw
 import pytest
-from cells import alike
+from cells import look_alike
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
@@ -27,7 +27,7 @@ def test_as_drawn(name, language):
     anew = io.BytesIO()
     drawn(name, language).savefig(anew, format="png")
     committed = (draw.LANGUAGES[language] / f"{name}.png").read_bytes()
-    assert alike(committed, anew.getvalue()), f"old: run `python images/draw.py {name}`"
+    assert look_alike(committed, anew.getvalue()), f"old: run `python images/draw.py {name}`"
 
 
 @diagrams

@@ -8,7 +8,7 @@ import signal
 from contextlib import redirect_stdout
 
 import pytest
-from cells import code_cells, first_part, read, remember, source
+from cells import as_python, code_cells, first_part, read, remember
 from machine import quiet
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")]
@@ -112,7 +112,7 @@ def mutants(n):
     for cell in code_cells(first_part(read())):
         if cell.metadata.get("jupyter"):
             continue
-        tree = ast.parse(source(cell))
+        tree = ast.parse(as_python(cell))
         lines = ast.unparse(tree).splitlines()
         for holder, key in slots(tree):
             right = holder[key]
@@ -156,7 +156,7 @@ def survivors(tmp_path, monkeypatch):
     The right page is run twice, in an empty folder: once for what it shows, once to fork before each faulty cell.
     """
     monkeypatch.setenv("LLAMA3_CHECKPOINT", str(tmp_path / "blank-2layers"))
-    cells = [(cell.id, source(cell)) for cell in code_cells(first_part(read()))]
+    cells = [(cell.id, as_python(cell)) for cell in code_cells(first_part(read()))]
 
     def survivors(faults):
         space, alive = {"__name__": "page"}, []
@@ -182,7 +182,7 @@ def survivors(tmp_path, monkeypatch):
 
 def test_faults_of_readers_are_seen(survivors):
     """Each of them, in an output of part one; another layout of a cell, which changes nothing, is not."""
-    cells = {cell.id: source(cell) for cell in code_cells(first_part(read()))}
+    cells = {cell.id: as_python(cell) for cell in code_cells(first_part(read()))}
     for name, cell, right, _ in CHOSEN:
         assert right in cells[cell], f"{name}: {right} is not in the cell {cell}"
     faults = [(name, cell, cells[cell].replace(right, wrong)) for name, cell, right, wrong in CHOSEN]

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 import torch
-from cells import code_cells, functions, read, source
+from cells import as_python, code_cells, functions, read
 
 SIZES = {"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 128256, "multiple_of": 32,
          "ffn_dim_multiplier": None, "norm_eps": 1e-05, "rope_theta": 500000.0}
@@ -19,7 +19,7 @@ def folder(tmp_path):
 def chosen(place, monkeypatch):
     """The folder that the notebook's cells choose and open, or write and open, when they run in the folder `place`."""
     monkeypatch.chdir(place)
-    cells = [source(cell) for cell in code_cells(read())]
+    cells = [as_python(cell) for cell in code_cells(read())]
     names = dict(vars(functions()))
     for words in ("LLAMA3_CHECKPOINT", "llama = load_llama(folder)"):
         exec(next(cell for cell in cells if words in cell), names)

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from cells import CHINESE, ENGLISH, ROOT, code_cells, read, text_cells
 from documents import without_code
-from save import write
+from save import write_notebook
 
 
 @pytest.fixture(params=[ENGLISH, CHINESE], ids=["english", "chinese"])
@@ -25,7 +25,7 @@ def test_as_the_saving_command_writes_it(path, tmp_path):
     notebook = read(path)
     nbformat.validate(notebook)
     assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
-    write(notebook, tmp_path / "again.ipynb")
+    write_notebook(notebook, tmp_path / "again.ipynb")
     assert (tmp_path / "again.ipynb").read_bytes() == path.read_bytes(), "run python tools/save.py"
     assert path.stat().st_size <= 2_000_000
 

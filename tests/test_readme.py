@@ -4,7 +4,7 @@ import re
 import pytest
 from cells import CHINESE, ENGLISH, ROOT, printed, read
 from documents import DOCUMENTS, anchors, links, pictures_of, text_of, without_code
-from save import READMES, moments, quoted
+from save import READMES, quoted, readme_plots
 
 NUMBER = re.compile(r"(?<![\w.,-])\d+(?:[.,]\d+)*(?!\w)", re.A)
 
@@ -61,9 +61,9 @@ def test_quotations(text):
 
 def test_plots():
     """Each picture taken from the notebook is, to the byte, what its cell shows; no other claims to be one."""
-    for name, picture in moments(read()).items():
+    for name, picture in readme_plots(read()).items():
         assert (ROOT / "images" / f"{name}.png").read_bytes() == picture, "run python tools/save.py"
-    assert {path.stem for path in (ROOT / "images").glob("moment_*.png")} == {*moments(read())}
+    assert {path.stem for path in (ROOT / "images").glob("moment_*.png")} == {*readme_plots(read())}
 
 
 @pytest.mark.parametrize("path, notebook", [*zip(READMES, [ENGLISH, CHINESE])], ids=["english", "chinese"])

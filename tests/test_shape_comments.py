@@ -9,15 +9,15 @@ import pytest
 import torch
 from cells import (
     ENGLISH,
+    as_python,
     code_cells,
     environment,
     first_part,
     functions,
-    is_measured,
+    may_vary,
     read,
     remember,
     smollm2,
-    source,
     with_prompt,
 )
 from documents import DOCUMENTS, answers, text_of, without_code
@@ -62,14 +62,14 @@ class Watch(ast.NodeTransformer):
         """
         space["__compare__"] = self.compare
         for cell in cells:
-            text, file = source(cell), f"<run of {cell.id}>"
+            text, file = as_python(cell), f"<run of {cell.id}>"
             remember(file, text)
             tokens = tokenize.generate_tokens(io.StringIO(text).readline)
             self.comments = {token.start[0]: (cell.id, *token.start, token.string) for token in tokens
                              if token.type == tokenize.COMMENT}
             self.waiting |= {*self.comments.values()}
             tree = self.visit(ast.parse(text))
-            if not is_measured(cell):
+            if not may_vary(cell):
                 with redirect_stdout(io.StringIO()):
                     exec(compile(tree, file, "exec"), space)
 

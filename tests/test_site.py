@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 import build
 import pytest
 from browser import chromium, complaints, needs_chromium, open_page
-from cells import CHINESE, ENGLISH, ROOT, code_cells, pictures, read, text_cells
+from cells import CHINESE, ENGLISH, ROOT, code_cells, plots, read, text_cells
 from documents import without_code
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -49,9 +49,9 @@ return faint"""
 
 def test_every_plot_is_told():
     """The alternative texts in plots.json: one for every plot of the notebook, in both languages, and none besides."""
-    plots = {cell.id: len(pictures(cell)) for cell in code_cells(read(ENGLISH))}
+    counts = {cell.id: len(plots(cell)) for cell in code_cells(read(ENGLISH))}
     told = {name: {file: len(texts) for file, texts in files.items()} for name, files in build.PLOTS.items()}
-    assert told == {name: dict.fromkeys(TUTORIALS, n) for name, n in plots.items() if n}
+    assert told == {name: dict.fromkeys(TUTORIALS, n) for name, n in counts.items() if n}
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ class TestInBrowser:
             "code": cell.source, "folded": cell.metadata.get("jupyter", {}).get("source_hidden", False),
             "shown": [output.get("text") or output.data["text/plain"] for output in cell.outputs
                       if "image/png" not in output.get("data", {})],
-            "plots": len(pictures(cell))} for cell in code_cells(notebook)]
+            "plots": len(plots(cell))} for cell in code_cells(notebook)]
         texts = [re.sub("`[^`]*`", "", without_code(cell.source)) for cell in text_cells(notebook)]
         formulas = browser.execute_script("""return [...document.querySelectorAll('math')]
             .map(formula => formula.getBoundingClientRect()).map(box => box.width * box.height > 20)""")
