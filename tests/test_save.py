@@ -25,7 +25,7 @@ def code(name, source, text, picture, tags=()):
     return new_code_cell(source, id=name, outputs=outputs, execution_count=1, metadata={"tags": list(tags)})
 
 
-def shown(notebook):
+def shows_old(notebook):
     """Whether each picture that the cells of `notebook` show is the OLD one."""
     return [base64.b64decode(cell.outputs[1].data["image/png"]) == OLD for cell in notebook.cells]
 
@@ -48,7 +48,7 @@ def test_only_noise_is_taken_back(texts, sources, picture, tags, measure, stay):
     """A picture stays if it looks the same, or all so far is what it was; a measurement until it is asked for."""
     new = run(texts, sources, picture, tags)
     keep_outputs(new, run(picture=OLD, tags=tags), measure)
-    assert shown(new) == stay
+    assert shows_old(new) == stay
 
 
 def test_single_cells_are_marked():

@@ -55,7 +55,7 @@ def test_every_plot_is_told():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def site_folder(tmp_path_factory):
     """A folder, whose name wants quoting, with what the one command makes."""
     folder = tmp_path_factory.mktemp("site") / "a page 页#1"
     command = [sys.executable, ROOT / "site" / "build.py", folder, "--source", SOURCE]
@@ -64,9 +64,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_links(folder):
+def test_links(site_folder):
     """Each leads to a file that is there, an anchor that is there, or the repository; nothing is loaded from afar."""
-    texts = {name: html.unescape((folder / name).read_text(encoding="utf-8")) for name in LANGUAGES}
+    texts = {name: html.unescape((site_folder / name).read_text(encoding="utf-8")) for name in LANGUAGES}
     ids = {name: re.findall(r' id="([^"]+)"', text) for name, text in texts.items()}
     for name, text in texts.items():
         assert len({*ids[name]}) == len(ids[name])
@@ -77,7 +77,7 @@ def test_links(folder):
                 assert tag == "a" or target.scheme == "data", (name, address)
                 assert not address.startswith(SOURCE) or (ROOT / address[len(SOURCE) + 1:]).exists(), (name, address)
             else:
-                assert file[0] != "/" and (folder / file).is_file(), (name, address)
+                assert file[0] != "/" and (site_folder / file).is_file(), (name, address)
                 assert not anchor or anchor in ids[file], (name, address)
     assert 'href="zh.html"' in texts["index.html"] and 'href="play_zh.html"' in texts["zh.html"]
 
@@ -96,9 +96,9 @@ class TestInBrowser:
 
     @pytest.mark.parametrize("width", [390, 1280])
     @pytest.mark.parametrize("name", LANGUAGES)
-    def test_opens(self, name, width, folder, browser):
+    def test_opens(self, name, width, site_folder, browser):
         """No sideways scrolling, no error, no request to elsewhere, every picture there and told, folded ones, too."""
-        open_page(browser, folder / name, width)
+        open_page(browser, site_folder / name, width)
         assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
         assert browser.execute_script("return document.documentElement.lang") == LANGUAGES[name]
         browser.execute_script("for (const box of document.querySelectorAll('details')) box.open = true")
@@ -107,17 +107,17 @@ class TestInBrowser:
 
     @pytest.mark.parametrize("scheme", ["light", "dark"])
     @pytest.mark.parametrize("name", LANGUAGES)
-    def test_colours_can_be_read(self, name, scheme, folder, browser):
+    def test_colours_can_be_read(self, name, scheme, site_folder, browser):
         """Wherever there is text, also in what unfolds."""
-        open_page(browser, folder / name, scheme=scheme)
+        open_page(browser, site_folder / name, scheme=scheme)
         browser.execute_script("for (const box of document.querySelectorAll('details')) box.open = true")
         assert browser.execute_script(FAINT) == []
 
     @pytest.mark.parametrize("name", TUTORIALS)
-    def test_shows_what_the_notebook_has(self, name, folder, browser):
+    def test_shows_what_the_notebook_has(self, name, site_folder, browser):
         """Every line of code and output, every plot, every formula drawn."""
         notebook = read(TUTORIALS[name])
-        open_page(browser, folder / name)
+        open_page(browser, site_folder / name)
         cells = browser.execute_script("""return [...document.querySelectorAll('.cell')].map(cell => ({
             code: cell.querySelector('.highlight').textContent.trimEnd(),
             shown: [...cell.querySelectorAll(':scope > .output')].map(output => output.textContent),
@@ -134,9 +134,9 @@ class TestInBrowser:
 
     @pytest.mark.parametrize("width", [390, 1280])
     @pytest.mark.parametrize("name", TUTORIALS)
-    def test_contents(self, name, width, folder, browser):
+    def test_contents(self, name, width, site_folder, browser):
         """Lists the sections in their order; a click leads there, and the list follows."""
-        open_page(browser, folder / name, width)
+        open_page(browser, site_folder / name, width)
         titles = [title.text for title in browser.find_elements(By.CSS_SELECTOR, "main h2")]
         menu = browser.find_element(By.CSS_SELECTOR, ".above summary")
         part = ".above" if width == 390 else ".beside > ol > li >"
@@ -151,9 +151,9 @@ class TestInBrowser:
             target = browser.find_element(By.CSS_SELECTOR, ":target")
             assert 0 <= browser.execute_script("return arguments[0].getBoundingClientRect().top", target) < 150
 
-    def test_by_keyboard(self, folder, browser):
+    def test_by_keyboard(self, site_folder, browser):
         """The first stop leads past the lists; every box that scrolls is a stop."""
-        open_page(browser, folder / "index.html", 390)
+        open_page(browser, site_folder / "index.html", 390)
         browser.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
         first = browser.switch_to.active_element
         assert first.get_dom_attribute("href") == "#text" and first.rect["x"] >= 0
