@@ -44,7 +44,6 @@ def blank_folder(tmp_path):
 @pytest.mark.parametrize("how", SPOIL)
 def test_spoiled_folder(blank_folder, how):
     """One sentence names the folder and the command that finds out what is wrong; no code is run."""
-    assert functions().load_llama(blank_folder).config["n_layers"] == 2
     SPOIL[how](blank_folder)
     with pytest.raises(ValueError) as caught:
         functions().load_llama(str(blank_folder))
