@@ -5,19 +5,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from cells import (
-    ROOT,
-    as_python,
-    code_cells,
-    execute,
-    first_part,
-    functions,
-    may_vary,
-    printed,
-    read,
-    smollm2,
-    stderr,
-)
+from cells import ROOT, as_python, code_cells, execute, first_part, functions, may_vary, printed, read, smollm2, stderr
 from machine import link_or_copy
 from save import shows_the_same
 from torch._subclasses import FakeTensorMode

@@ -20,19 +20,7 @@ import tempfile
 from pathlib import Path
 
 import nbformat
-from cells import (
-    CHINESE,
-    ENGLISH,
-    ROOT,
-    code_cells,
-    execute,
-    look_alike,
-    may_vary,
-    plots,
-    printed,
-    read,
-    text_cells,
-)
+from cells import CHINESE, ENGLISH, ROOT, code_cells, execute, look_alike, may_vary, plots, printed, read, text_cells
 
 READMES = [ROOT / "README.md", ROOT / "README_zh.md"]
 # The plots that the READMEs show: the file's name in images/, the cell's id, which of its plots.
