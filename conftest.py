@@ -17,11 +17,11 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """Set what every kernel and every test is to find in its environment."""
+    """Make a folder for checkpoints; set what every kernel and every test finds in its environment."""
     scratch = tempfile.TemporaryDirectory(prefix="llama3-from-scratch-", ignore_cleanup_errors=True)
     config.add_cleanup(scratch.cleanup)
     config.llama3_blank = Path(scratch.name) / "blank-2layers"
-    os.environ |= {"LLAMA3_CHECKPOINT": str(config.llama3_blank), "LLAMA3_DEVICE": "cpu", "TQDM_DISABLE": "1"}
+    os.environ |= {"LLAMA3_DEVICE": "cpu", "TQDM_DISABLE": "1"}
 
 
 def pytest_collection_modifyitems(items, config):
@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items, config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Before nbval starts the kernel of a notebook, set the checkpoint that it opens."""
+    """Set the checkpoint that a test opens; for a notebook that is before nbval starts its kernel."""
     blank = item.config.llama3_blank
     english = item.path.name == "llama3_from_scratch.ipynb"
     os.environ["LLAMA3_CHECKPOINT"] = str(cut_checkpoint(blank.parent) if english else blank)

@@ -1,6 +1,6 @@
 """Draw the diagrams of the tutorial: `python images/draw.py [NAME …]` writes images/NAME.png and images/zh/NAME.png.
 
-Without a NAME, a picture that looks as it did stays as it was; so tools/save.py draws them all after a run.
+Without a NAME, a diagram that looks as it did stays as it was; so tools/save.py draws them all after a run.
 
 Words stand here in both languages, t("English", "中文"). Numbers don't: sizes, token ids, barcodes, angles, scores and
 probabilities are those of the English notebook, whose functions compute them. The font comes with
@@ -18,34 +18,34 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-from cells import ROOT, alike, functions, read
+from cells import ROOT, functions, look_alike, read
 from canvas import ACTIVATION, BIG, BLUE, FADED, FRAME, GREEN, GREY, LARGE, PAPER, SMALL
 from canvas import TEXT, VERMILION, WEIGHT, Canvas, pale, width_of
 
 HERE = Path(__file__).resolve().parent
-LANGUAGES = {"en": HERE, "zh": HERE / "zh"}
-PICTURES = {}
+FOLDERS = {"en": HERE, "zh": HERE / "zh"}
+DIAGRAMS = {}
 
 
-def picture(height, width=720, name=None):
-    """Register draw(p, t, m), by its own name or another, with its size: p is the canvas, m what model() knows."""
+def diagram(height, width=720, name=None):
+    """Register draw(p, t, m), by its own name or another, with its size: p is the canvas, m what facts() knows."""
     def register(draw):
-        PICTURES[name or draw.__name__] = draw, width, height
+        DIAGRAMS[name or draw.__name__] = draw, width, height
         return draw
     return register
 
 
 def figure(name, language):
-    """The picture in one of LANGUAGES, as a figure of Matplotlib."""
-    draw, width, height = PICTURES[name]
+    """The diagram in one of the languages, as a figure of Matplotlib."""
+    draw, width, height = DIAGRAMS[name]
     canvas = Canvas(width, height)
-    draw(canvas, lambda english, chinese: chinese if language == "zh" else english, model())
+    draw(canvas, lambda english, chinese: chinese if language == "zh" else english, facts())
     return canvas.figure
 
 
 @cache
-def model():
-    """What the pictures take from the notebook: the 8B's sizes, the prompt's tokens, and how barcodes are made."""
+def facts():
+    """What the diagrams take from the notebook: the 8B's sizes, the prompt's tokens, and how barcodes are made."""
     page = functions()
     config = page.defaults | page.llama3_8b
     shapes = {name.removesuffix(".weight"): list(shape) for name, shape in page.expected_shapes(config).items()}
@@ -60,12 +60,12 @@ def model():
 
 
 @cache
-def written():
+def on_the_prompt():
     """The Llama that the page writes, an eighth as wide and with heads of 128 as in the 8B, on the prompt.
 
     A namespace of head 0's scores and weights in layer 0, [seq, seq], and all tokens' logits and chances, [vocab_size].
     """
-    m, page = model(), model().page
+    m, page = facts(), facts().page
     llama = page.in_memory(page.narrow, page.write_by_hand(page.narrow), m.tokenizer)
     logits, streams, looks = page.watch(llama, m.tokens)
     x = page.rms_norm(streams[0], llama.weights["layers.0.attention_norm.weight"], m.norm_eps).float()
@@ -80,13 +80,14 @@ def minus(number):
     return str(number).replace("-", "−")
 
 
-PARTS = {"text": (10, 0, 150), "tokens": (10, 1, 150), "tok_embeddings": (10, 2, 150), "attention": (182, 0, 166),
-         "attention_norm": (182, 1, 140), "feed_forward": (370, 0, 166), "ffn_norm": (370, 1, 140),
-         "norm": (560, 2, 150), "output": (560, 1, 150), "next": (560, 0, 150)}
-PLACES = {"embedding": (85, {"text", "tokens", "tok_embeddings"}),
-            "norm": (360, {"attention_norm", "ffn_norm", "norm"}),
-            "attention": (264, {"attention_norm", "attention"}), "feed_forward": (452, {"ffn_norm", "feed_forward"}),
-            "loop": (360, {"layers"}), "output": (635, {"norm", "output", "next"})}
+MAP_BOXES = {
+    "text": (10, 0, 150), "tokens": (10, 1, 150), "tok_embeddings": (10, 2, 150), "attention": (182, 0, 166),
+    "attention_norm": (182, 1, 140), "feed_forward": (370, 0, 166), "ffn_norm": (370, 1, 140),
+    "norm": (560, 2, 150), "output": (560, 1, 150), "next": (560, 0, 150)}
+HIGHLIGHTS = {
+    "embedding": (85, {"text", "tokens", "tok_embeddings"}), "norm": (360, {"attention_norm", "ffn_norm", "norm"}),
+    "attention": (264, {"attention_norm", "attention"}), "feed_forward": (452, {"ffn_norm", "feed_forward"}),
+    "loop": (360, {"layers"}), "output": (635, {"norm", "output", "next"})}
 
 
 def draw_map(p, t, m, top, step, tall, here=(), details=None):
@@ -105,10 +106,13 @@ def draw_map(p, t, m, top, step, tall, here=(), details=None):
     p.write(184, top - 16, t(f"{m.n_layers} layers", f"{m.n_layers}层"), align="left", bold=True,
             color=tint("layers", TEXT))
     p.stream(80, 640, y_stream, color=pale(BLUE, 0.4) if here else BLUE, thick=tall / 2)
-    for name, (x, row, width) in PARTS.items():
+    for name, (x, row, width) in MAP_BOXES.items():
         fill = GREY if name == "text" else ACTIVATION if name in words else WEIGHT
-        p.box(x, top + row * step, width, tall, tint(name, fill, pale(fill, 0.5)), words.get(name, name),
-              *([details[name]] if details else []), size=17, color=PAPER if name in here else TEXT)
+        lines = [words.get(name, name)]
+        if details:
+            lines.append(details[name])
+        p.box(x, top + row * step, width, tall, tint(name, fill, pale(fill, 0.5)), *lines, size=17,
+              color=PAPER if name in here else TEXT)
     for name, x, row, way in (("tokens", 85, 0, 1), ("tok_embeddings", 85, 1, 1), ("output", 635, 2, -1),
                               ("next", 635, 1, -1)):
         y = top + row * step + (tall if way > 0 else 0)
@@ -120,12 +124,12 @@ def draw_map(p, t, m, top, step, tall, here=(), details=None):
         p.sign(x + 84, y_stream, "+", tint(block, BLUE), 12)
 
 
-@picture(350, name="map")
+@diagram(350, name="map")
 def whole_map(p, t, m):
     """The whole model, with shapes and what the colours mean."""
     more = {"text": f"'… {m.words[-2][1:]} '", "tokens": f"[{m.seq}]", "attention": "wq wk wv wo",
             "feed_forward": "w1 w2 w3", "next": "'42'"}
-    more |= {name: m.shape_of(name) for name in PARTS if name not in more}
+    more |= {name: m.shape_of(name) for name in MAP_BOXES if name not in more}
     draw_map(p, t, m, 46, 88, 54, details=more)
     p.write(536, 30, f"layers.0 … layers.{m.n_layers - 1}", SMALL, align="right")
     p.write(360, 272, t("residual stream ", "残差流") + m.row, 17, BLUE, bold=True)
@@ -136,18 +140,18 @@ def whole_map(p, t, m):
 
 
 def small_map(p, t, m, place):
-    """The whole model, and where in it the reader is: `place` is one of PLACES."""
-    x, here = PLACES[place]
+    """The whole model, and where in it the reader is: `place` is one of HIGHLIGHTS."""
+    x, here = HIGHLIGHTS[place]
     draw_map(p, t, m, 76, 50, 32, here)
     p.box(x - 62, 8, 124, 26, VERMILION, t("you are here", "你在这里"), size=17, round=13, zorder=6)
     p.arrow((x, 33), (x, 44 if 172 < x < 548 else 76), color=VERMILION, zorder=5)
 
 
-for place in PLACES:
-    picture(240, name="map_" + place)(partial(small_map, place=place))
+for place in HIGHLIGHTS:
+    diagram(240, name="map_" + place)(partial(small_map, place=place))
 
 
-@picture(266)
+@diagram(266)
 def tokens(p, t, m):
     """The prompt as a string, and the pieces it is cut into, each over its id."""
     p.write(360, 26, repr(m.page.prompt), 17)
@@ -162,7 +166,7 @@ def tokens(p, t, m):
     p.named(x + 24, y + 14, "tokens", f"[{m.seq}]", align="left", size=LARGE)
 
 
-@picture(404)
+@diagram(404)
 def checkpoint(p, t, m):
     """The three files on the left; on the right the tensors of the blank one, names on empty tables, and sections."""
     sections = {"tok_embeddings": 3, "wk": 5, "wq": 6, "wv": 7, "wo": 9, "w1": 10, "w2": 10, "w3": 10, "output": 12}
@@ -197,7 +201,7 @@ def checkpoint(p, t, m):
     p.write(466, 384, t("§: the section in which you write it", "橙字：在哪一节写它"), 17, VERMILION)
 
 
-@picture(352)
+@diagram(352)
 def embedding(p, t, m):
     """Ids on the left, the table in the middle, the rows that the ids pick on the right."""
     p.named(104, 32, "tokens", f"[{m.seq}]")
@@ -216,7 +220,7 @@ def embedding(p, t, m):
     p.rows(530, 62, 170, m.seq, ACTIVATION, 15.5, {1})
 
 
-@picture(212, 560)
+@diagram(212, 560)
 def barcode(p, t, m):
     """A token's number as a sum of powers of two, its digits, the stripes, and the word under them."""
     word, digits = m.words[-2], m.code(m.words[-2])
@@ -229,7 +233,7 @@ def barcode(p, t, m):
     p.write(280, 184, word, 28, bold=True)
 
 
-@picture(330)
+@diagram(330)
 def registers(p, t, m):
     """One row of the stream, the last token's, with the parts that write into it above and below."""
     page, y = m.page, 122
@@ -258,7 +262,7 @@ def registers(p, t, m):
         p.arrow((x + 76, 258), *end, color=color, line=2.5)
 
 
-@picture(300)
+@diagram(300)
 def rmsnorm(p, t, m):
     """A row of 4 numbers, so that all can be checked: times rsqrt(mean of its squares + eps), times the weight."""
     row, weight = np.array([0.7, -0.1, 0.5, -0.5]), np.array([1.5, 1.0, 2.0, 0.5])
@@ -279,7 +283,7 @@ def rmsnorm(p, t, m):
     p.sign(471, 152, "×")
 
 
-@picture(306)
+@diagram(306)
 def score(p, t, m):
     """A query and a key, each made of a row of 4 numbers by a table of 3 rows, and their score, easy to check."""
     asks, wq = np.array([1, 0, 2, 1]), np.array([[1, 0, 0, 0], [0, 1, 1, 0], [1, 0, 0, -1]])
@@ -307,7 +311,7 @@ def score(p, t, m):
     p.write(628, 236, t("score", "得分"), LARGE, bold=True)
 
 
-@picture(420)
+@diagram(420)
 def rope(p, t, m):
     """One row of k as pairs, and how far its position turns three of them: small clocks, one row a pair."""
     pairs = m.head_dim // 2
@@ -329,7 +333,7 @@ def rope(p, t, m):
     p.write(16, 402, t("angle = position × freqs[pair]", "角度 = 位置 × freqs[第几对]"), align="left", bold=True)
 
 
-@picture(440)
+@diagram(440)
 def distance(p, t, m):
     """A key and a query, started one step behind, at two distances and at two places of a text."""
     places = {1: 152, 3: 292}
@@ -351,12 +355,12 @@ def distance(p, t, m):
     p.write(96, 398, t("at every m", "不管m是几"), LARGE, bold=True)
 
 
-@picture(268)
+@diagram(268)
 def mask(p, t, m):
     """The first four tokens: head 0's scores, the same with −inf above the diagonal, and the weights made of them."""
     count, width, height, top = 4, 43, 40, 62
     hidden = np.triu(np.ones((count, count), bool), 1)
-    score, weight = written().scores[:count, :count], written().weights[:count, :count]
+    score, weight = on_the_prompt().scores[:count, :count], on_the_prompt().weights[:count, :count]
     numbers = np.array([[minus(round(value)) for value in row] for row in score.tolist()], object)
     shares = np.array([[f"{value:.2f}" for value in row] for row in weight], object)
     for x, name, shades, form in ((14, "scores", score / score.max(), numbers),
@@ -371,14 +375,14 @@ def mask(p, t, m):
     p.write(620, 244, t("shares, row by row", "每行各自的份额"))
 
 
-@picture(354)
+@diagram(354)
 def values(p, t, m):
     """The fourth token's weights times the values, which are barcodes, added up to its row of the head's output."""
     here, wide = 3, 9 * m.page.DIGITS
     p.named(226, 32, f"weights[{here}]", f"[{m.seq}]")
     p.named(382, 32, "v", f"[{m.seq}, {m.head_dim}]")
     p.named(608, 32, t("weight × value", "权重 × 值"))
-    for j, weight in enumerate(written().weights[here, :here + 1]):
+    for j, weight in enumerate(on_the_prompt().weights[here, :here + 1]):
         y, code = 84 + 46 * j, m.page.barcode(m.tokens[j]).tolist()
         p.token(14, y, m.words[j], width=166, size=17)
         p.cells(200, y - 16, np.array([[weight]]), 54, 34, [[f"{weight:.2f}"]])
@@ -397,7 +401,7 @@ def values(p, t, m):
     p.write(514, 313, t(f"the head's output for {word}", f"这个头给{word}的输出"), align="right", bold=True)
 
 
-@picture(296)
+@diagram(296)
 def rest(p, t, m):
     """Votes in layer 1's copying head: a query, and below it the keys of a match, of the first token and of another.
 
@@ -424,7 +428,7 @@ def rest(p, t, m):
         p.write(664, y + 18, minus(votes), LARGE, VERMILION if before == asks else TEXT, bold=True)
 
 
-@picture(352)
+@diagram(352)
 def gqa(p, t, m):
     """One column for each KV head: the query heads that share it stand above it, head 0's column in orange."""
     left, step, group = 128, 73, m.n_heads // m.n_kv_heads
@@ -441,7 +445,7 @@ def gqa(p, t, m):
             "right", bold=True)
 
 
-@picture(320)
+@diagram(320)
 def wo(p, t, m):
     """The heads pushed together, times wo, added back to the stream."""
     p.named(124, 32, t(f"{m.n_heads} heads, each", f"{m.n_heads}个头，每个"), f"[{m.seq}, {m.head_dim}]")
@@ -458,7 +462,7 @@ def wo(p, t, m):
     p.sign(598, 284, "+", BLUE, 14)
 
 
-@picture(452)
+@diagram(452)
 def swiglu(p, t, m):
     """From the stream through ffn_norm, w1 with silu and w3 side by side, their product, w2, and back."""
     wide = f"[{m.seq}, {m.ffn_dim}]"
@@ -483,10 +487,10 @@ def swiglu(p, t, m):
     p.sign(631, 416, "+", BLUE, 14)
 
 
-@picture(360)
+@diagram(360)
 def logits(p, t, m):
     """The last row compared with each row of output: a logit and a probability for each id, and the best one."""
-    chances = written().chances
+    chances = on_the_prompt().chances
     best = int(chances.argmax())
     ids = 0, 1, None, best - 1, best, best + 1, None, m.vocab_size - 1
     p.named(92, 116, "final_embedding", m.row, size=17)
@@ -502,7 +506,7 @@ def logits(p, t, m):
             continue
         p.box(232, y - 12, 144, 24, VERMILION if hit else WEIGHT, str(token))
         p.link((164, 281), (230, y), color=VERMILION if hit else FADED, line=3 if hit else 1.2)
-        p.write(442, y, minus(round(float(written().logits[token]))), color=VERMILION if hit else TEXT, bold=hit)
+        p.write(442, y, minus(round(float(on_the_prompt().logits[token]))), color=VERMILION if hit else TEXT, bold=hit)
         p.box(506, y - 10, 2 + 90 * float(chances[token]), 20, VERMILION if hit else FADED)
     y = 82 + 33 * ids.index(best)
     p.write(552, y, f"{chances[best]:.0%}", color=PAPER, bold=True)
@@ -511,7 +515,7 @@ def logits(p, t, m):
     p.named(664, y + 48, "next_token", str(best), size=17)
 
 
-@picture(300)
+@diagram(300)
 def cut(p, t, m):
     """The path that section 13 cuts: what one head writes is kept from the keys of later heads alone."""
     p.stream(12, 708, 196, t("residual stream", "残差流"))
@@ -529,7 +533,7 @@ def cut(p, t, m):
                         "只有键读不到(16, 0)写下的，读到的是它的平均"), LARGE, VERMILION, bold=True)
 
 
-@picture(320)
+@diagram(320)
 def moved(p, t, m):
     """Section 13's forged notes: tokens, under each the note of who stands before it, and where a later token looks."""
     words, first, step = "ABCD", 226, 80
@@ -547,7 +551,7 @@ def moved(p, t, m):
         p.arrow((x + 30, y + 16), (x + 30, y + 84), (found, y + 84), (found, y + 62), color=VERMILION, line=2.5)
 
 
-@picture(660)
+@diagram(660)
 def circuit(p, t, m):
     """The two ways to know, over the stream as the page draws it: rows are tokens, columns the three registers."""
     space, word, wide = m.words[-1], m.words[-2], 153
@@ -592,7 +596,7 @@ def circuit(p, t, m):
     p.sign(after, y, "3", VERMILION, 12)
 
 
-@picture(424)
+@diagram(424)
 def kv_cache(p, t, m):
     """Three calls: the prompt, then one token at a time; what is computed in the call is vermilion."""
     for step in range(3):
@@ -611,11 +615,11 @@ def kv_cache(p, t, m):
         p.write(x + 32, 404, text, align="left")
 
 
-def write(name, language, always):
-    """Write a picture if it looks different, or `always`, in at most 128 colours, which makes it a third as large."""
-    path, pixels = LANGUAGES[language] / f"{name}.png", io.BytesIO()
+def save_diagram(name, language, always):
+    """Write a diagram if it looks different, or `always`, in at most 128 colours, which makes it a third as large."""
+    path, pixels = FOLDERS[language] / f"{name}.png", io.BytesIO()
     figure(name, language).savefig(pixels, format="png")
-    if always or not path.exists() or not alike(path.read_bytes(), pixels.getvalue()):
+    if always or not path.exists() or not look_alike(path.read_bytes(), pixels.getvalue()):
         image = Image.open(pixels).convert("RGB").quantize(128, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
         image.save(path, optimize=True)
         cells = [cell.id for cell in read().cells if f"images/{name}.png" in cell.source]
@@ -624,15 +628,15 @@ def write(name, language, always):
 
 
 def main():
-    """Write the pictures that are named, or all."""
+    """Write the diagrams that are named, or all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(PICTURES))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(DIAGRAMS))
     names = parser.parse_args().names
-    if unknown := set(names) - set(PICTURES):
-        parser.error(f"there is no picture {', '.join(unknown)}")
-    for name in names or PICTURES:
-        for language in LANGUAGES:
-            write(name, language, always=bool(names))
+    if unknown := set(names) - set(DIAGRAMS):
+        parser.error(f"there is no diagram {', '.join(unknown)}")
+    for name in names or DIAGRAMS:
+        for language in FOLDERS:
+            save_diagram(name, language, always=bool(names))
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ PLOTS = json.loads((HERE / "plots.json").read_text(encoding="utf-8"))     # what
 IMG = re.compile(r'<img((?:\s+[\w-]+="[^"]*")*)\s*/?>')
 
 
-def plain(text):
-    """The text of the HTML `text`, without tags."""
+def html_text(text):
+    """The HTML `text` as plain text, without tags."""
     return html.unescape(re.sub(r"<[^>]+>", "", text)).strip()
 
 
@@ -58,7 +58,7 @@ class Renderer(IPythonRenderer):
 
     def heading(self, text, level, **attributes):
         """As Jupyter does, the anchor is the title with hyphens for spaces; a second one of that name is numbered."""
-        title = plain(text)
+        title = html_text(text)
         anchor, n = title.replace(" ", "-"), 1
         while anchor in self.used:
             n += 1
@@ -70,7 +70,7 @@ class Renderer(IPythonRenderer):
 
     def paragraph(self, text):
         """A ✍ in front marks what holds for written weights; the first paragraph, to its link, describes the page."""
-        self.description = self.description or plain(text.partition(" · <a")[0])
+        self.description = self.description or html_text(text.partition(" · <a")[0])
         mark = ' class="written"' if text.startswith("✍") else ""
         return f"<p{mark}>{text}</p>\n"
 
@@ -165,6 +165,8 @@ def tutorial(notebook, folder, source=None):
     name = PAGES[notebook]
     render = Renderer(name, folder, source)
     node, body = read(ROOT / notebook), []
+    named = re.findall(r'cell\.id == "([\w-]+)"', (HERE / "template.html").read_text(encoding="utf-8"))
+    assert set(named) <= {cell.id for cell in node.cells}, f"template.html names a cell that is gone: {named}"
     for cell in node.cells:
         if cell.cell_type == "markdown":
             body.append({"prose": render.convert(cell.source)})
@@ -173,11 +175,11 @@ def tutorial(notebook, folder, source=None):
                          "lines": cell.source.count("\n") + 1, "id": cell.id,
                          "folded": cell.metadata.get("jupyter", {}).get("source_hidden", False)})
     exporter = TemplateExporter(extra_template_paths=[str(HERE)], template_file="template.html")
-    page, _ = exporter.from_notebook_node(node, {
-        "page": WORDS[name], "other": WORDS[next(other for other in WORDS if other != name)], "body": body,
+    text, _ = exporter.from_notebook_node(node, {
+        "words": WORDS[name], "other": WORDS[next(other for other in WORDS if other != name)], "body": body,
         "title": render.headings[0][2], "description": render.description, "contents": contents(render.headings),
         "notebook": notebook, "source": source})
-    (folder / name).write_text(page, encoding="utf-8")
+    (folder / name).write_text(text, encoding="utf-8")
     shutil.copyfile(ROOT / notebook, folder / notebook)
 
 

@@ -20,7 +20,7 @@ def without_code(text):
     return re.sub(r"(?ms)^```.*?^```", "", text)
 
 
-def plain(text):
+def markdown_text(text):
     """The Markdown `text` without code, formulas, tags and the addresses of links: what a person reads aloud."""
     text = without_code(text)
     for pattern in (r"<[^>]+>", r"`[^`]*`", r"\$+[^$]+\$+", r"\]\([^)]*\)"):
@@ -42,7 +42,7 @@ def anchors(text):
             "github": {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}}
 
 
-def pictures_of(text):
+def images_of(text):
     """The pictures of this repository in the Markdown `text`: (path, alternative text, width or None) of each."""
     found = []
     for tag in re.findall(r"<img\b[^>]*>", text):

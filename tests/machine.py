@@ -1,4 +1,4 @@
-"""What the tests ask of the machine that they run on: a disk that is full, links, and quiet."""
+"""What the tests ask of the machine that they run on: a disk that is full, links, one thread, no windows."""
 import shutil
 from contextlib import contextmanager
 
@@ -8,7 +8,7 @@ import torch
 
 
 @contextmanager
-def room(size):
+def files_limited_to(size):
     """No file of this process and its children can grow beyond `size` bytes for a while, as on a full disk."""
     resource = pytest.importorskip("resource", reason="this system cannot limit the size of files")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -28,7 +28,7 @@ def link_or_copy(place, folder):
 
 
 @contextmanager
-def quiet(folder):
+def one_thread_no_plots_in(folder):
     """In `folder`, on one thread, since two wait long for one another on a busy machine; plots are never shown."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -9,19 +9,20 @@ from llama_models.llama3.model import Transformer
 
 page = functions()
 
-SMALL = {"dim": 256, "n_layers": 3, "n_heads": 8, "n_kv_heads": 2, "vocab_size": 1000, "multiple_of": 256,
-         "ffn_dim_multiplier": 1.3, "norm_eps": 1e-5, "rope_theta": 500000.0}
-WIDE = SMALL | {"n_layers": 1, "n_heads": 32, "n_kv_heads": 8}
+WIDTH_256 = {
+    "dim": 256, "n_layers": 3, "n_heads": 8, "n_kv_heads": 2, "vocab_size": 1000, "multiple_of": 256,
+    "ffn_dim_multiplier": 1.3, "norm_eps": 1e-5, "rope_theta": 500000.0}
+ONE_LAYER = WIDTH_256 | {"n_layers": 1, "n_heads": 32, "n_kv_heads": 8}
 MODELS = {
-    "grouped": SMALL,
-    "multi-head": SMALL | {"n_kv_heads": 8},
-    "single KV head": SMALL | {"n_kv_heads": 1},
-    "other sizes": SMALL | {"dim": 512, "n_heads": 4, "ffn_dim_multiplier": None, "multiple_of": 32, "norm_eps": 1e-2,
-                            "rope_theta": 10000.0},
-    "8B widths": WIDE | {"dim": 4096, "multiple_of": 1024},
-    "3B widths": WIDE | {"dim": 3072, "n_heads": 24, "ffn_dim_multiplier": 1.0},
-    "1B widths, output tied": WIDE | {"dim": 2048, "ffn_dim_multiplier": 1.5, "tied": True},
-    "1B widths, output of its own": WIDE | {"dim": 2048, "ffn_dim_multiplier": 1.5},
+    "grouped": WIDTH_256,
+    "multi-head": WIDTH_256 | {"n_kv_heads": 8},
+    "single KV head": WIDTH_256 | {"n_kv_heads": 1},
+    "other sizes": WIDTH_256 | {"dim": 512, "n_heads": 4, "ffn_dim_multiplier": None, "multiple_of": 32,
+                                "norm_eps": 1e-2, "rope_theta": 10000.0},
+    "8B widths": ONE_LAYER | {"dim": 4096, "multiple_of": 1024},
+    "3B widths": ONE_LAYER | {"dim": 3072, "n_heads": 24, "ffn_dim_multiplier": 1.0},
+    "1B widths, output tied": ONE_LAYER | {"dim": 2048, "ffn_dim_multiplier": 1.5, "tied": True},
+    "1B widths, output of its own": ONE_LAYER | {"dim": 2048, "ffn_dim_multiplier": 1.5},
 }
 
 

@@ -13,19 +13,21 @@ import torch
 from benchmark import anonymous_memory
 from cells import functions
 from checkpoint import FILES, PARAMS, PTH, SCALED, VOCABULARY
-from machine import room
+from machine import files_limited_to
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 PIECES = [bytes([byte]) for byte in range(256)] + [b" a", b" an"]
 LINES = b"".join(base64.b64encode(piece) + b" %d\n" % rank for rank, piece in enumerate(PIECES))
-SMALL = {"dim": 64, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 514, "multiple_of": 256,
-         "ffn_dim_multiplier": None, "norm_eps": 1e-05, "rope_theta": 500000.0}
-THEIRS = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 3,
-          "num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 514, "rms_norm_eps": 1e-5,
-          "max_position_embeddings": 4096, "bos_token_id": None, "eos_token_id": None, "initializer_range": 0.2,
-          "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}
+WIDTH_64 = {
+    "dim": 64, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 514, "multiple_of": 256,
+    "ffn_dim_multiplier": None, "norm_eps": 1e-05, "rope_theta": 500000.0}
+HF_CONFIG = {
+    "model_type": "llama", "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 3,
+    "num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 514, "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 4096, "bos_token_id": None, "eos_token_id": None, "initializer_range": 0.2,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}
 LLAMA3_2 = SCALED | {"rope_theta": 500000.0, "factor": 32.0}
 SINGLE, INDEX, SHARD = "model.safetensors", "model.safetensors.index.json", "model-00002-of-00005.safetensors"
 
@@ -38,21 +40,21 @@ class Code:
 
 
 def weights(changes=None):
-    """The random tensors of a model of the sizes SMALL, with `changes` by name; None removes one."""
+    """The random tensors of a model of the sizes WIDTH_64, with `changes` by name; None removes one."""
     generator = torch.Generator().manual_seed(0)
     made = {name: torch.randn(shape, generator=generator).bfloat16()
-            for name, shape in functions().expected_shapes(SMALL).items()}
+            for name, shape in functions().expected_shapes(WIDTH_64).items()}
     return {name: weight for name, weight in (made | (changes or {})).items() if weight is not None}
 
 
 def params(**changes):
-    """The bytes of a params.json that differs from SMALL."""
-    return json.dumps(SMALL | changes).encode()
+    """The bytes of a params.json that differs from WIDTH_64."""
+    return json.dumps(WIDTH_64 | changes).encode()
 
 
 def config(**changes):
-    """The bytes of a config.json that differs from THEIRS."""
-    return json.dumps(THEIRS | changes).encode()
+    """The bytes of a config.json that differs from HF_CONFIG."""
+    return json.dumps(HF_CONFIG | changes).encode()
 
 
 def spoil(folder, files):
@@ -74,15 +76,15 @@ def spoil(folder, files):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def meta_folder(tmp_path):
     """A small checkpoint in Meta's layout, to spoil: 64 wide, 3 layers."""
     spoil(tmp_path / "small", {PARAMS: params(), VOCABULARY: LINES, PTH: weights()})
     return tmp_path / "small"
 
 
 @pytest.fixture
-def source(tmp_path, monkeypatch):
-    """A function that makes a folder in Hugging Face's layout, of a random model with `changes` to THEIRS.
+def make_hf_folder(tmp_path, monkeypatch):
+    """A function that makes a folder in Hugging Face's layout, of a random model with `changes` to HF_CONFIG.
 
     Norm weights are random as well, those that `transformers` leaves at 1. PIECES play Meta's own tokenizer.model;
     tokenizer.json is what `transformers` makes of it, with more tokens `added`, and Meta's special ones `renamed`.
@@ -93,7 +95,7 @@ def source(tmp_path, monkeypatch):
 
     def make(dtype=torch.bfloat16, shard="1GB", added=(), renamed=None, **changes):
         torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(**THEIRS | changes)).to(dtype)
+        model = LlamaForCausalLM(LlamaConfig(**HF_CONFIG | changes)).to(dtype)
         for name, weight in model.named_parameters():
             if "norm" in name:
                 weight.data.normal_(1, 0.3)
@@ -105,17 +107,17 @@ def source(tmp_path, monkeypatch):
     return make
 
 
-def state(folder):
+def contents(folder):
     """The paths under `folder`, with the bytes of what is a file."""
     return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
 
 
-def refused(command, source, *arguments):
-    """The one sentence with which `command` refuses; everything around the folder `source` stays as it was."""
-    before = state(source.parent)
+def refused(command, folder, *arguments):
+    """The one sentence with which `command` refuses; everything around `folder` stays as it was."""
+    before = contents(folder.parent)
     with pytest.raises(SystemExit) as stop:
-        command(source, *arguments)
-    assert before == state(source.parent)
+        command(folder, *arguments)
+    assert before == contents(folder.parent)
     assert re.fullmatch(r".+; .+\.", stop.value.code) and len(stop.value.code) < 400, stop.value.code
     return stop.value.code
 
@@ -143,15 +145,12 @@ def refused(command, source, *arguments):
     ({PTH: None, f"original/{PTH}": b""}, "", "has Meta's files in a subfolder; take "),
     ({PTH: weights({"norm.weight": None}), "consolidated.01.pth": b""}, "", "is split over several files; take one in"),
 ])
-def test_spoiled_folder(folder, files, blamed, says):
-    """`check` and `cut` name the file and the remedy; the page's `load_llama` names the folder and the command."""
-    spoil(folder, files)
-    sentence = refused(checkpoint.check, folder)
-    assert sentence.startswith(f"{folder / blamed} ") and says in sentence, sentence
-    assert refused(checkpoint.cut, folder, folder.with_name("target"), 2) == sentence
-    with pytest.raises(ValueError) as caught:
-        functions().load_llama(str(folder))
-    assert f"python tools/checkpoint.py check {folder}" in str(caught.value) and "\n" not in str(caught.value)
+def test_spoiled_folder(meta_folder, files, blamed, says):
+    """`check` and `cut` name the file and the remedy."""
+    spoil(meta_folder, files)
+    sentence = refused(checkpoint.check, meta_folder)
+    assert sentence.startswith(f"{meta_folder / blamed} ") and says in sentence, sentence
+    assert refused(checkpoint.cut, meta_folder, meta_folder.with_name("target"), 2) == sentence
 
 
 def test_no_folder(tmp_path):
@@ -159,35 +158,35 @@ def test_no_folder(tmp_path):
     assert "is no folder; name one that holds params.json, tok" in refused(checkpoint.check, tmp_path / "checkpoint")
 
 
-def test_types(folder):
+def test_types(meta_folder):
     """Some tensors are quantized."""
-    spoil(folder, {PTH: weights({"norm.weight": torch.ones(64, dtype=torch.int8)})})
-    assert "type torch.bfloat16, torch.int8; take a copy that is all bfloat16" in refused(checkpoint.check, folder)
+    spoil(meta_folder, {PTH: weights({"norm.weight": torch.ones(64, dtype=torch.int8)})})
+    assert "type torch.bfloat16, torch.int8; take a copy that is all bfloat16" in refused(checkpoint.check, meta_folder)
 
 
 @pytest.mark.parametrize("scaling, hint", [({}, ""), ({"use_scaled_rope": True, "rope_scaling_factor": 32}, ""), (
     {"use_scaled_rope": True}, 'If it is a Llama 3.2, add "rope_scaling_factor": 32 to its params.json.\n')])
-def test_fits(folder, capsys, scaling, hint):
+def test_fits(meta_folder, capsys, scaling, hint):
     """What opens is said to fit: absent keys take Meta's defaults, unknown ones and `rope.freqs` are ignored."""
-    spoil(folder, {PARAMS: params(norm_eps=None, a_key_of_tomorrow="new", **scaling),
+    spoil(meta_folder, {PARAMS: params(norm_eps=None, a_key_of_tomorrow="new", **scaling),
                    PTH: weights({"rope.freqs": torch.ones(8)})})
-    checkpoint.check(folder)
-    assert capsys.readouterr().out == (f"{folder} fits: 3 layers of width 64, 4 query heads, 2 key heads, 514 tokens, "
-                                       f"250,560 numbers.\n{hint}")
-    llama = functions().load_llama(folder)
+    checkpoint.check(meta_folder)
+    assert capsys.readouterr().out == (f"{meta_folder} fits: 3 layers of width 64, 4 query heads, 2 key heads, "
+                                       f"514 tokens, 250,560 numbers.\n{hint}")
+    llama = functions().load_llama(meta_folder)
     assert len(llama.weights) == 30 and llama.config["norm_eps"] == 1e-5 and llama.config["multiple_of"] == 256
 
 
-def test_cut(folder):
+def test_cut(meta_folder):
     """The command keeps the first layers bit for bit, the tokenizer and every key of params.json, and shows a bar."""
-    spoil(folder, {PARAMS: params(a_key_of_tomorrow="new")})
-    before, target = state(folder), folder.with_name("target")
-    run = subprocess.run([sys.executable, checkpoint.__file__, "cut", folder, target, "--layers", "2"],
+    spoil(meta_folder, {PARAMS: params(a_key_of_tomorrow="new")})
+    before, target = contents(meta_folder), meta_folder.with_name("target")
+    run = subprocess.run([sys.executable, checkpoint.__file__, "cut", meta_folder, target, "--layers", "2"],
                          capture_output=True, encoding="utf-8", env=os.environ | {"TQDM_DISABLE": ""})
     assert run.returncode == 0 and re.search(r"target: +(99|100)%", run.stderr), run.stderr
-    assert before == state(folder)
+    assert before == contents(meta_folder)
     assert sorted(path.name for path in target.iterdir()) == sorted(FILES)
-    assert json.loads((target / PARAMS).read_bytes()) == SMALL | {"n_layers": 2, "a_key_of_tomorrow": "new"}
+    assert json.loads((target / PARAMS).read_bytes()) == WIDTH_64 | {"n_layers": 2, "a_key_of_tomorrow": "new"}
     assert (target / VOCABULARY).read_bytes() == LINES
     have = torch.load(target / PTH, mmap=True, weights_only=True)
     wanted = {name: weight for name, weight in weights().items() if not name.startswith("layers.2.")}
@@ -199,17 +198,17 @@ def test_cut(folder):
     ("small", 2, "exists already; remove it, or choose another name"),
     ("none/target", 2, "its parent folder must be there, with room on the disk"),
 ])
-def test_cut_refuses(folder, target, layers, says):
+def test_cut_refuses(meta_folder, target, layers, says):
     """No such layers, a folder that is there, or one that has no parent."""
-    assert says in refused(checkpoint.cut, folder, folder.parent / target, layers)
+    assert says in refused(checkpoint.cut, meta_folder, meta_folder.parent / target, layers)
 
 
-def agree(source, target):
-    """Whether `transformers`, from `source`, and the notebook, from `target`, compute the same logits in float32."""
+def agree(hf_folder, target):
+    """Whether `transformers`, from `hf_folder`, and the notebook, from `target`, compute the same logits in float32."""
     llama = functions().load_llama(target)
     llama.weights = {name: weight.float() for name, weight in llama.weights.items()}
     tokens = torch.randint(llama.config["vocab_size"], (50,), generator=torch.Generator().manual_seed(1))
-    model = LlamaForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    model = LlamaForCausalLM.from_pretrained(hf_folder, dtype=torch.float32).eval()
     with torch.no_grad():
         theirs = model(tokens[None]).logits[0, :, :llama.config["vocab_size"]]
     ours = functions().forward(llama, tokens)
@@ -225,15 +224,15 @@ OLD = {"rope_parameters": None, "rope_theta": 500000.0}  # as transformers 4 spe
     ({"rope_parameters": LLAMA3_2, "tie_word_embeddings": True, "num_attention_heads": 4}, {}),
     ({}, OLD), ({}, OLD | {"rope_scaling": {key: LLAMA3_2[key] for key in LLAMA3_2 if key != "rope_theta"}}),
 ])
-def test_logits_are_those_of_transformers(source, changes, rewritten):
+def test_logits_are_those_of_transformers(make_hf_folder, changes, rewritten):
     """Every kind of model computes what it did; the numbers keep their type, and a tied table is stored once."""
-    folder = source(**changes)
+    folder = make_hf_folder(**changes)
     assert (folder / INDEX).exists() == ("shard" in changes)
     if rewritten:
         spoil(folder, {"config.json": config(**rewritten)})
-    before, target = state(folder), folder.with_name("target")
+    before, target = contents(folder), folder.with_name("target")
     checkpoint.convert(folder, target)
-    assert before == state(folder) and sorted(path.name for path in target.iterdir()) == sorted(FILES)
+    assert before == contents(folder) and sorted(path.name for path in target.iterdir()) == sorted(FILES)
     assert agree(folder, target)
     have = torch.load(target / PTH, mmap=True, weights_only=True)
     assert {weight.dtype for weight in have.values()} == {changes.get("dtype", torch.bfloat16)}
@@ -242,21 +241,21 @@ def test_logits_are_those_of_transformers(source, changes, rewritten):
     checkpoint.check(target)
 
 
-def test_convert_keeps_the_first_layers(source):
+def test_convert_keeps_the_first_layers(make_hf_folder):
     """With --layers 2, what `cut` leaves of the whole; four are refused where there are three."""
-    folder = source()
+    folder = make_hf_folder()
     whole, two, then_two = [folder.with_name(name) for name in ("whole", "two", "then-two")]
     checkpoint.convert(folder, whole)
     checkpoint.cut(whole, then_two, 2)
     checkpoint.convert(folder, two, 2)
-    assert [*state(two).values()] == [*state(then_two).values()]
+    assert [*contents(two).values()] == [*contents(then_two).values()]
     assert "--layers 4 is not possible" in refused(checkpoint.convert, folder, folder.with_name("four"), 4)
 
 
-def test_other_tokens(source, capsys):
+def test_other_tokens(make_hf_folder, capsys):
     """A fine-tune with 32 added rows, two of them with names, and with other names for Meta's special tokens."""
     renamed = {"<|begin_of_text|>": "<s>", "<|step_id|>": "<|reserved_special_token_250|>"}
-    folder = source(vocab_size=546, added=["<|im_end|>", "<|im_start|>"], renamed=renamed)
+    folder = make_hf_folder(vocab_size=546, added=["<|im_end|>", "<|im_start|>"], renamed=renamed)
     target = folder.with_name("target")
     checkpoint.convert(folder, target)
     assert agree(folder, target)
@@ -289,28 +288,28 @@ def test_other_tokens(source, capsys):
     ({}, {"tokenizer.json": b'{"model": {"vocab": {"a": 0}}, "added_tokens": []}'}, "is not the tokenizer of Llama 3"),
     ({}, {PTH: b""}, f"holds Meta's layout already; open the folder in which {PTH} is"),
 ])
-def test_convert_refuses(source, changes, files, says):
+def test_convert_refuses(make_hf_folder, changes, files, says):
     """What is not of Llama 3's form, and each mistake in a folder, is named in one sentence with its remedy."""
-    folder = source(**changes)
+    folder = make_hf_folder(**changes)
     spoil(folder, files)
     sentence = refused(checkpoint.convert, folder, folder.with_name("target"))
     assert sentence.startswith(str(folder)) and says in sentence, sentence
 
 
-def test_full_disk(folder, source):
+def test_full_disk(meta_folder, make_hf_folder):
     """No room for all the weights, and none for the new wq: nothing is left."""
-    with room(50_000):
-        assert "target cannot be written (" in refused(checkpoint.cut, folder, folder.with_name("target"), 2)
-    made = source()
-    with room(4_000):
+    with files_limited_to(50_000):
+        assert "target cannot be written (" in refused(checkpoint.cut, meta_folder, meta_folder.with_name("target"), 2)
+    made = make_hf_folder()
+    with files_limited_to(4_000):
         assert "target cannot be written (" in refused(checkpoint.convert, made, made.with_name("target"))
 
 
 @pytest.mark.skipif(anonymous_memory() is None, reason="this system does not say how much memory no file backs")
-def test_memory(source, monkeypatch):
+def test_memory(make_hf_folder, monkeypatch):
     """The new wq and wk of 8 layers, 134 MB, wait on the disk: when all is written, less than half of that is taken."""
-    folder, save, seen = source(), torch.save, []
-    made = LlamaConfig(**THEIRS | {"hidden_size": 2048, "num_hidden_layers": 8, "num_key_value_heads": 8})
+    folder, save, seen = make_hf_folder(), torch.save, []
+    made = LlamaConfig(**HF_CONFIG | {"hidden_size": 2048, "num_hidden_layers": 8, "num_key_value_heads": 8})
     made.save_pretrained(folder)
     with torch.device("meta"):
         names = LlamaForCausalLM(made).state_dict()

@@ -6,31 +6,32 @@ from functools import cache
 import animate
 import draw
 import pytest
-from cells import alike
+from cells import look_alike
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
-pytestmark = pytest.mark.slow
 drawn = cache(draw.figure)
-diagrams = pytest.mark.parametrize("name, language", [*itertools.product(draw.PICTURES, draw.LANGUAGES)])
+every_diagram = pytest.mark.parametrize("name, language", [*itertools.product(draw.DIAGRAMS, draw.FOLDERS)])
 
 
 @pytest.mark.parametrize("name", ["stream", "zh/stream", "birth"])
 def test_moving_pictures_are_new(name):
-    """They bear the fingerprint of the code that draws them: of images/animate.py and of the page's functions."""
+    """They bear the hash of the code that draws them: of images/animate.py and of the page's functions."""
     assert not animate.is_old(name), "run python images/animate.py"
 
 
-@diagrams
+@pytest.mark.slow
+@every_diagram
 def test_as_drawn(name, language):
     """The committed picture shows what is drawn anew."""
     anew = io.BytesIO()
     drawn(name, language).savefig(anew, format="png")
-    committed = (draw.LANGUAGES[language] / f"{name}.png").read_bytes()
-    assert alike(committed, anew.getvalue()), f"old: run `python images/draw.py {name}`"
+    committed = (draw.FOLDERS[language] / f"{name}.png").read_bytes()
+    assert look_alike(committed, anew.getvalue()), f"old: run `python images/draw.py {name}`"
 
 
-@diagrams
+@pytest.mark.slow
+@every_diagram
 def test_readable(name, language):
     """Nothing is written smaller than 15 display pixels, so a phone can show it; nothing is cut off or overwritten."""
     figure = drawn(name, language)

@@ -6,7 +6,7 @@ import re
 
 import pytest
 from cells import ROOT
-from documents import DOCUMENTS, pictures_of, text_of
+from documents import DOCUMENTS, images_of, text_of
 from matplotlib.image import imread
 
 FILES = [path for path in sorted((ROOT / "images").rglob("*")) if path.suffix in (".png", ".gif")]
@@ -20,7 +20,7 @@ def test_told_and_sized(path):
     """
     chinese = path.stem.endswith("_zh")
     least = 20 if chinese else 40
-    for picture, alt, width in pictures_of(text_of(path)):
+    for picture, alt, width in images_of(text_of(path)):
         assert re.fullmatch(r"images/(zh/)?\w+\.(png|gif)", picture) and (ROOT / picture).is_file(), picture
         assert len(alt) >= least, f"{picture} is told in {len(alt)} letters, fewer than {least}"
         assert width and width.isdigit(), f"{picture} has no width"
@@ -32,7 +32,7 @@ def test_told_and_sized(path):
 
 def test_each_is_shown():
     """No file in images/ is left that no document shows."""
-    shown = {picture for path in DOCUMENTS for picture, _, _ in pictures_of(text_of(path))}
+    shown = {picture for path in DOCUMENTS for picture, _, _ in images_of(text_of(path))}
     assert [path.name for path in FILES if path.relative_to(ROOT).as_posix() not in shown] == []
 
 

@@ -20,16 +20,15 @@ LANGUAGES = list(play.TEXTS)
 
 
 @pytest.fixture(scope="module")
-def small():
+def six_digits():
     """The tutorial's functions with barcodes of 6 digits."""
-    return play.small(functions())
+    return play.with_six_digits(functions())
 
 
-def with_facts(small, *facts, words=play.vocabulary("en")):
-    """The small Llama with `facts`, "answer is 42", of three of the `words` each, by the tutorial's own function."""
-    llama = play.written(small)
-    for neuron, fact in enumerate((fact.split() for fact in facts), 42):
-        small.write_fact(llama.weights, neuron, *[words.index(word) for word in fact])
+def knowing_the_answer(six_digits):
+    """The playable Llama with one fact, answer is 42, written by the tutorial's own function."""
+    llama, words = play.playable_llama(six_digits), play.vocabulary("en")
+    six_digits.write_fact(llama.weights, 42, *[words.index(word) for word in ("answer", "is", "42")])
     return llama
 
 
@@ -42,26 +41,31 @@ def grown():
 
 @pytest.mark.skipif(not NODE, reason="needs Node.js")
 @pytest.mark.parametrize("kind", ["written", pytest.param("grown", marks=pytest.mark.slow)])
-def test_javascript_computes_what_pytorch_does(kind, small):
+def test_javascript_computes_what_pytorch_does(kind, six_digits):
     """Logits of random texts of 1 to 61 tokens within 1e-4."""
-    llama = grown() if kind == "grown" else with_facts(small, "answer is 42")
+    llama = grown() if kind == "grown" else knowing_the_answer(six_digits)
     draw = random.Random(2)
     texts = [[0] + [draw.randrange(1, 64) for _ in range(length)] for length in (0, 1, 2, 5, 17, 30, 60)]
     script = (play.HERE / "forward.js").read_text(encoding="utf-8") + FORWARD
     data = json.dumps({"llama": play.packed(llama), "texts": texts}).encode()
     done = subprocess.run([NODE, "-e", script], input=data, capture_output=True, check=True)
     for tokens, logits in zip(texts, json.loads(done.stdout)):
-        torch.testing.assert_close(torch.tensor(logits), small.forward(llama, torch.tensor(tokens)), atol=1e-4, rtol=0)
+        wanted = six_digits.forward(llama, torch.tensor(tokens))
+        torch.testing.assert_close(torch.tensor(logits), wanted, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("text, answer", [
     ("alice likes tea . bob likes milk . alice likes", "milk"), ("moon fish seven tea . moon fish seven", "tea"),
     ("the answer is", "42"), ("the answer is 7 . the answer is", "7"), ("red bird", None)])
-def test_what_it_answers(text, answer, small):
+def test_what_it_answers(text, answer, six_digits):
     """The nearest match, nonsense once more, a fact, the text against it, and no idea."""
-    llama, words = with_facts(small, "answer is 42"), play.vocabulary("en")
-    chances = small.forward(llama, torch.tensor([0] + [words.index(word) for word in text.split()]))[-1].softmax(-1)
-    assert words[chances.argmax()] == answer if answer else chances.max() < 0.05
+    llama, words = knowing_the_answer(six_digits), play.vocabulary("en")
+    tokens = torch.tensor([0] + [words.index(word) for word in text.split()])
+    chances = six_digits.forward(llama, tokens)[-1].softmax(-1)
+    if answer:
+        assert words[chances.argmax()] == answer
+    else:
+        assert chances.max() < 0.05
 
 
 def test_both_languages_say_the_same():
@@ -104,8 +108,6 @@ def test_any_text(width, language, open_play):
     for text in [example["text"] for example in texts["tries"]] + bad:
         guesses, _ = typed(browser, text)
         assert guesses[0], text
-        assert browser.execute_script("return now.ids.length <= 61"), text
-        assert text in bad or browser.execute_script("return now.fresh") == [], text
         assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth"), text
         assert not browser.find_elements(By.CSS_SELECTOR, "#rows b, #note script"), text
     assert texts["long"] in typed(browser, "milk " * 300)[1]
@@ -114,39 +116,27 @@ def test_any_text(width, language, open_play):
 
 @pytest.mark.slow
 @needs_chromium
-def test_facts_and_heads(small, open_play):
-    """A fact of one's own, logits as PyTorch's with it and with new words, silent parts, a guess that is tapped."""
+def test_facts_and_heads(open_play):
+    """A fact of one's own; the text beats it while the copying head can speak; without both, no idea."""
     browser = open_play("en")
     for word, box in zip(("Llama", "is", "Zebra"), browser.find_elements(By.CSS_SELECTOR, "#own input")):
         box.clear()
         box.send_keys(word)
     box.send_keys(Keys.ENTER)
     assert typed(browser, "my llama is")[0][0] == "zebra"
-    text = "The wombat is old. Carol sees the wombat and the llama is"
-    assert typed(browser, text)[0][0] == "old"
-    words, ids, logits = browser.execute_script("return [now.words, now.ids, now.logits.map(row => [...row])]")
-    assert [words[i] for i in ids[1:]] == text.lower().replace(".", " .").split()
-    llama = with_facts(small, "answer is 42", "llama is zebra", words=words)
-    torch.testing.assert_close(torch.tensor(logits), small.forward(llama, torch.tensor(ids)), atol=1e-4, rtol=0)
+    assert typed(browser, "The wombat is old. Carol sees the wombat and the llama is")[0][0] == "old"
     guesses = browser.find_element(By.ID, "guesses")
     for name, first in (("1.3", "zebra"), ("neurons", play.TEXTS["en"]["clueless"]), ("1.3", "old")):
         browser.find_element(By.CSS_SELECTOR, f"[data-silent='{name}']").click()
         assert guesses.text.split("\n")[0] == first
-    browser.find_element(By.CSS_SELECTOR, "#guesses button").click()
-    assert browser.find_element(By.ID, "text").get_property("value") == text + " old"
 
 
 @pytest.mark.slow
 @needs_chromium
 def test_by_keyboard(open_play):
-    """Every control is reached by Tab, the rows by the arrows, and parts turn by Enter."""
+    """Every control is reached by Tab."""
     reached, browser = set(), open_play("zh", 390)
     for _ in range(40):
         browser.switch_to.active_element.send_keys(Keys.TAB)
         reached.add(browser.execute_script("return document.activeElement.closest('[id]')?.id"))
-        if browser.execute_script("return document.activeElement.dataset.step") == "1":
-            browser.switch_to.active_element.send_keys(Keys.ENTER)
-        if browser.execute_script("return document.activeElement.dataset.row !== undefined"):
-            browser.switch_to.active_element.send_keys(Keys.ARROW_UP, Keys.ARROW_UP)
     assert {"text", "clear", "guesses", "tries", "steps", "rows", "fill", "own", "facts", "silence"} <= reached
-    assert browser.execute_script("return [step, chosen === now.ids.length - 3]") == [1, True]

@@ -3,8 +3,8 @@ import re
 
 import pytest
 from cells import CHINESE, ENGLISH, ROOT, printed, read
-from documents import DOCUMENTS, anchors, links, pictures_of, text_of, without_code
-from save import READMES, moments, quoted
+from documents import DOCUMENTS, anchors, images_of, links, text_of, without_code
+from save import READMES, quoted, readme_plots
 
 NUMBER = re.compile(r"(?<![\w.,-])\d+(?:[.,]\d+)*(?!\w)", re.A)
 
@@ -61,9 +61,9 @@ def test_quotations(text):
 
 def test_plots():
     """Each picture taken from the notebook is, to the byte, what its cell shows; no other claims to be one."""
-    for name, picture in moments(read()).items():
+    for name, picture in readme_plots(read()).items():
         assert (ROOT / "images" / f"{name}.png").read_bytes() == picture, "run python tools/save.py"
-    assert {path.stem for path in (ROOT / "images").glob("moment_*.png")} == {*moments(read())}
+    assert {path.stem for path in (ROOT / "images").glob("moment_*.png")} == {*readme_plots(read())}
 
 
 @pytest.mark.parametrize("path, notebook", [*zip(READMES, [ENGLISH, CHINESE])], ids=["english", "chinese"])
@@ -90,7 +90,7 @@ def test_numbers_are_the_notebooks(path, notebook):
 def test_same_front_pages():
     """Both languages show the same pictures, quotations, headings and rows of tables, in the same order."""
     english, chinese = map(text_of, READMES)
-    shown = [[path.replace("images/zh/", "images/") for path, _, _ in pictures_of(text)] for text in (english, chinese)]
+    shown = [[path.replace("images/zh/", "images/") for path, _, _ in images_of(text)] for text in (english, chinese)]
     assert shown[0] == shown[1]
     for pattern in (r"(?m)^#+ ", r"(?m)^\|", r"(?m)^<!--.*-->$"):
         assert re.findall(pattern, english) == re.findall(pattern, chinese), pattern

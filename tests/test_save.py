@@ -5,7 +5,7 @@ import io
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
-from save import carry_over, fingerprint, keep_outputs, mark_translated, outdated
+from save import carry_over, hash_of, keep_outputs, mark_translated, outdated
 
 
 def square(brightness):
@@ -25,7 +25,7 @@ def code(name, source, text, picture, tags=()):
     return new_code_cell(source, id=name, outputs=outputs, execution_count=1, metadata={"tags": list(tags)})
 
 
-def shown(notebook):
+def shows_old(notebook):
     """Whether each picture that the cells of `notebook` show is the OLD one."""
     return [base64.b64decode(cell.outputs[1].data["image/png"]) == OLD for cell in notebook.cells]
 
@@ -48,14 +48,14 @@ def test_only_noise_is_taken_back(texts, sources, picture, tags, measure, stay):
     """A picture stays if it looks the same, or all so far is what it was; a measurement until it is asked for."""
     new = run(texts, sources, picture, tags)
     keep_outputs(new, run(picture=OLD, tags=tags), measure)
-    assert shown(new) == stay
+    assert shows_old(new) == stay
 
 
 def test_single_cells_are_marked():
     """A text that has changed is out of date in Chinese until that cell is named; a new one comes in English."""
     english = new_notebook(cells=[new_markdown_cell(name, id=name) for name in ("one", "two", "three")])
-    chinese = new_notebook(cells=[new_markdown_cell("一", id="one", metadata={"english": fingerprint("one")}),
-                                  new_markdown_cell("二", id="two", metadata={"english": fingerprint("before")})])
+    chinese = new_notebook(cells=[new_markdown_cell("一", id="one", metadata={"english": hash_of("one")}),
+                                  new_markdown_cell("二", id="two", metadata={"english": hash_of("before")})])
     both = carry_over(english, chinese)
     assert [cell.source for cell in both.cells] == ["一", "二", "three"]
     assert outdated(english, both) == ["two", "three"]

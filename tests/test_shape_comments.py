@@ -9,29 +9,30 @@ import pytest
 import torch
 from cells import (
     ENGLISH,
+    as_python,
     code_cells,
     environment,
     first_part,
     functions,
-    is_measured,
+    may_vary,
     read,
     remember,
     smollm2,
-    source,
     with_prompt,
 )
 from documents import DOCUMENTS, answers, text_of, without_code
-from machine import link_or_copy, quiet
+from machine import link_or_copy, one_thread_no_plots_in
 from nbformat.v4 import new_code_cell
 from torch.overrides import TorchFunctionMode
 
-OTHER = {"dim": 384, "n_layers": 3, "n_heads": 6, "n_kv_heads": 2, "vocab_size": 128256, "multiple_of": 32,
-         "ffn_dim_multiplier": None, "norm_eps": 1e-05, "rope_theta": 10000.0}
+UNEQUAL_SIZES = {
+    "dim": 384, "n_layers": 3, "n_heads": 6, "n_kv_heads": 2, "vocab_size": 128256, "multiple_of": 32,
+    "ffn_dim_multiplier": None, "norm_eps": 1e-05, "rope_theta": 10000.0}
 # What section 14 tells of the cache, at the 8B's widths: all tokens, then one more, then another.
 CACHED = "later = {}\nfor new in (tokens, tokens[:1], tokens[:1]):\n    forward(llama, new, later)"
 
 
-class Made(TorchFunctionMode):
+class ShapesMade(TorchFunctionMode):
     """While active, collects in `shapes`, as PyTorch prints them, the shapes of all tensors that operations return."""
 
     def __init__(self):
@@ -45,7 +46,7 @@ class Made(TorchFunctionMode):
         return result
 
 
-class Watch(ast.NodeTransformer):
+class ShapeChecker(ast.NodeTransformer):
     """Runs cells with a call behind each assignment that a comment follows, which compares it with the tensors.
 
     A comment is `# [2, 3]`, `# [n, dim]` or `# [2, 3] (n, dim)`; numbers are compared only where `numbers` is true.
@@ -62,14 +63,14 @@ class Watch(ast.NodeTransformer):
         """
         space["__compare__"] = self.compare
         for cell in cells:
-            text, file = source(cell), f"<run of {cell.id}>"
+            text, file = as_python(cell), f"<run of {cell.id}>"
             remember(file, text)
             tokens = tokenize.generate_tokens(io.StringIO(text).readline)
             self.comments = {token.start[0]: (cell.id, *token.start, token.string) for token in tokens
                              if token.type == tokenize.COMMENT}
             self.waiting |= {*self.comments.values()}
             tree = self.visit(ast.parse(text))
-            if not is_measured(cell):
+            if not may_vary(cell):
                 with redirect_stdout(io.StringIO()):
                     exec(compile(tree, file, "exec"), space)
 
@@ -103,23 +104,23 @@ def scratch(tmp_path_factory):
     """A folder to run in, with SmolLM2 in it."""
     folder = tmp_path_factory.mktemp("shapes")
     link_or_copy(folder / "SmolLM2-135M", smollm2())
-    with quiet(folder):
+    with one_thread_no_plots_in(folder):
         yield folder
 
 
 @pytest.fixture(scope="module")
 def whole(scratch):
-    """The notebook's run at the 8B's widths: (watch, namespace, shapes it made).
+    """The notebook's run at the 8B's widths: (checker, namespace, shapes it made).
 
     The shapes are those of the first part and of two steps with a cache, and of the weights of the 8B and of SmolLM2.
     """
-    watch, space, made = Watch(), {"__name__": "notebook"}, Made()
+    checker, space, made = ShapeChecker(), {"__name__": "notebook"}, ShapesMade()
     first = code_cells(first_part(read()))
     with made:
-        watch.run([*first, new_code_cell(CACHED, id="cached")], space)
-    watch.run(code_cells(read())[len(first):], space)
+        checker.run([*first, new_code_cell(CACHED, id="cached")], space)
+    checker.run(code_cells(read())[len(first):], space)
     ours, smol = (space["expected_shapes"](config).values() for config in (space["llama3_8b"], space["smol"].config))
-    return watch, space, made.shapes | {str(list(shape)) for shape in (*ours, *smol)}
+    return checker, space, made.shapes | {str(list(shape)) for shape in (*ours, *smol)}
 
 
 @pytest.mark.slow
@@ -131,12 +132,12 @@ def test_comments_hold(whole):
 @pytest.mark.slow
 def test_names_hold_at_other_widths(scratch):
     """The first part with 5 tokens and a checkpoint whose sizes all differ from the 8B's and from one another."""
-    functions().write_stand_in(scratch / "other", config=OTHER)
-    watch, space = Watch(numbers=False), {"__name__": "notebook"}
+    functions().write_stand_in(scratch / "other", config=UNEQUAL_SIZES)
+    checker, space = ShapeChecker(numbers=False), {"__name__": "notebook"}
     with environment(LLAMA3_CHECKPOINT=scratch / "other"):
-        watch.run(code_cells(first_part(with_prompt(read(), "once upon a time"))), space)
+        checker.run(code_cells(first_part(with_prompt(read(), "once upon a time"))), space)
     assert len(space["tokens"]) == 5
-    assert watch.problems == {}
+    assert checker.problems == {}
 
 
 @pytest.mark.slow

@@ -37,20 +37,20 @@ def meta():
 
 
 @pytest.fixture(scope="module")
-def llama():
+def tokenizer():
     """The notebook's tokenizer on the same tokenizer.model."""
     return page.load_tokenizer(page.packaged)
 
 
-def test_special_tokens_are_metas(llama, meta):
+def test_special_tokens_are_metas(tokenizer, meta):
     """All 256 names with their ids, 128000 to 128255, in one vocabulary of 128,256."""
-    assert {name: llama.encode_single_token(name) for name in page.special} == meta.special_tokens
+    assert {name: tokenizer.encode_single_token(name) for name in page.special} == meta.special_tokens
     assert sorted(meta.special_tokens.values()) == [*range(128000, 128256)]
-    assert llama.n_vocab == meta.n_words == 128256 and len(llama.special_tokens_set) == 256
+    assert tokenizer.n_vocab == meta.n_words == 128256 and len(tokenizer.special_tokens_set) == 256
 
 
 @pytest.fixture
-def ranks(llama, monkeypatch):
+def ranks(tokenizer, monkeypatch):
     """Bytes to rank, also set as the global `ranks` that the notebook's `bpe` reads."""
     ranks = page.read_ranks(page.packaged)
     monkeypatch.setitem(page.bpe.__globals__, "ranks", ranks)
@@ -58,13 +58,13 @@ def ranks(llama, monkeypatch):
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_ids_are_metas(ranks, llama, meta, name):
+def test_ids_are_metas(ranks, tokenizer, meta, name):
     """Meta's `encode`, the page's, and the page's BPE by hand give the same ids, which are the text again."""
     ids = meta.encode(TEXTS[name], bos=True, eos=False)
-    assert page.encode(llama, TEXTS[name]) == ids
+    assert page.encode(tokenizer, TEXTS[name]) == ids
     pieces = regex.findall(page.pattern, TEXTS[name])
     assert [token for piece in pieces for token in page.bpe(piece.encode())] == ids[1:]
-    assert llama.decode(ids[1:]) == TEXTS[name]
+    assert tokenizer.decode(ids[1:]) == TEXTS[name]
 
 
 def test_every_piece_is_one_token(ranks):
@@ -73,11 +73,11 @@ def test_every_piece_is_one_token(ranks):
 
 
 @pytest.mark.filterwarnings("error")
-def test_labels_can_be_drawn(llama):
+def test_labels_can_be_drawn(tokenizer):
     """A token is its own label where this machine's fonts have all its letters, and else its place, as #5."""
     texts = ("the answer", TEXTS["Chinese"], TEXTS["Vietnamese"], TEXTS["other scripts"], TEXTS["emoji"])
-    tokens = torch.tensor(page.encode(llama, " ".join(texts)))
-    labels = page.drawn(page.show_tokens(llama, tokens))
+    tokens = torch.tensor(page.encode(tokenizer, " ".join(texts)))
+    labels = page.drawn(page.show_tokens(tokenizer, tokens))
     assert labels[:3] == ["<|begin_of_text|>", "the", "␣answer"] and "�" not in "".join(labels)
     with plt.rc_context({"font.family": list(page.FONTS)}):
         figure = plt.figure()

@@ -3,12 +3,12 @@ import re
 
 import pytest
 from cells import CHINESE, ENGLISH, ROOT, read, text_cells
-from documents import plain, text_of, without_code
+from documents import markdown_text, text_of, without_code
 from save import outdated
 
 HAN = r"[\u3400-\u9fff]"
 # One thing has one name: the second of a pair does not stand beside the first.
-NAMES = [
+SYNONYMS = [
     ("词元", "令牌"), ("你", "您"), ("检查点", "检查站"), ("归一化", "标准化"), ("词表", "词汇表"),
     ("归纳头", "感应头"), ("归纳头", "诱导头"), ("前词元头", "上一词元头"), ("条形码", "条码"),
     ("单元格", "代码格"), ("残差连接", "跳跃连接"), ("KV缓存", "键值缓存"), ("分组查询注意力", "分组注意力"),
@@ -18,9 +18,10 @@ TYPOGRAPHY = {
     "half-width punctuation": rf"{HAN}[,.:;!?()]|[,;!?(]{HAN}",
     "italics, which Chinese has not": rf"(?<![*\\])\*(?![* ])[^*\n]*{HAN}[^*\n]*\*(?!\*)"}
 # What a cell has as often in one language as in the other.
-PARTS = {"headings": r"(?m)^#+ ", "pictures": r'<img src="images/(?:zh/)?([^"]*)"', "widths": r'width="[^"]*"',
-         "blocks of code": r"(?s)```.*?```", "formulas": r"\$+[^$]+\$+", "folded answers": r"</?details>",
-         "links": r"\]\((?!llama3_from_scratch|#)[^)]*\)", "rows of tables": r"(?m)^\|"}
+COUNTED = {
+    "headings": r"(?m)^#+ ", "pictures": r'<img src="images/(?:zh/)?([^"]*)"', "widths": r'width="[^"]*"',
+    "blocks of code": r"(?s)```.*?```", "formulas": r"\$+[^$]+\$+", "folded answers": r"</?details>",
+    "links": r"\]\((?!llama3_from_scratch|#)[^)]*\)", "rows of tables": r"(?m)^\|"}
 
 
 def pairs():
@@ -36,9 +37,9 @@ def pairs():
     return found
 
 
-def numbers(text):
+def long_numbers(text):
     """The numbers of two digits or more that `text` has outside code and formulas."""
-    return {*re.findall(r"(?<![\w.,])\d[\d.,]*\d", plain(text), re.A)}
+    return {*re.findall(r"(?<![\w.,])\d[\d.,]*\d", markdown_text(text), re.A)}
 
 
 @pytest.fixture(params=[CHINESE, ROOT / "README_zh.md"], ids=["notebook", "README"])
@@ -61,10 +62,10 @@ def test_up_to_date():
     assert [cell.id for cell in text_cells(read(CHINESE)) if not re.search(HAN, cell.source)] == []
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", COUNTED)
 def test_same_parts(part):
     """Each cell has the same headings, pictures, answers, formulas, links and tables."""
-    found = {name: [sorted(re.findall(PARTS[part], text)) for text in texts] for name, *texts in pairs()}
+    found = {name: [sorted(re.findall(COUNTED[part], text)) for text in texts] for name, *texts in pairs()}
     assert {name: both for name, both in found.items() if both[0] != both[1]} == {}
 
 
@@ -73,23 +74,23 @@ def code_spans(text):
     return {*re.findall(r"`[^`\n]+`", without_code(text))}
 
 
-@pytest.mark.parametrize("details", [numbers, code_spans])
+@pytest.mark.parametrize("details", [long_numbers, code_spans])
 def test_same_details(details):
     """Every number of two digits or more, all code and all shapes of the English are in the Chinese, too."""
     found = {name: [details(text) for text in texts] for name, *texts in pairs()}
     assert {name: there - here for name, (there, here) in found.items() if there - here} == {}
 
 
-@pytest.mark.parametrize("name, other", NAMES)
+@pytest.mark.parametrize("name, other", SYNONYMS)
 def test_one_name(chinese, name, other):
     """The page does not call one thing by two names."""
-    assert not (name in plain(chinese) and other in plain(chinese))
+    assert not (name in markdown_text(chinese) and other in markdown_text(chinese))
 
 
 @pytest.mark.parametrize("wrong", TYPOGRAPHY)
 def test_typography(chinese, wrong):
     """Typeset as Chinese is; `(17, 3)`, which names a head, is code."""
-    lines = [re.sub(r"^(#+|\d+\.|[-*>|]|\s)+|\(\d+, \d+\)", "", line) for line in plain(chinese).splitlines()]
+    lines = [re.sub(r"^(#+|\d+\.|[-*>|]|\s)+|\(\d+, \d+\)", "", line) for line in markdown_text(chinese).splitlines()]
     assert [line for line in lines if re.search(TYPOGRAPHY[wrong], line)] == []
 
 
@@ -102,9 +103,3 @@ def test_renders(chinese):
         for before, bold, behind in zip(parts[::2], parts[1::2], parts[2::2]):
             assert not (re.search(r"[^\w\s]$", bold) and re.match(r"\w", behind)), f"**{bold}** is not closed"
             assert not (re.match(r"[^\w\s]", bold) and re.search(r"\w$", before)), f"**{bold}** is not opened"
-
-
-def test_linked():
-    """The first cell of each notebook links to the other."""
-    assert f"]({CHINESE.name})" in read(ENGLISH).cells[0].source
-    assert f"]({ENGLISH.name})" in read(CHINESE).cells[0].source

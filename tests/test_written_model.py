@@ -8,7 +8,7 @@ from cells import functions
 
 page = functions()
 TOKENIZER = page.load_tokenizer(page.packaged)
-TRUE = page.defaults | page.llama3_8b | {"n_layers": 2}
+REAL_SIZES = page.defaults | page.llama3_8b | {"n_layers": 2}
 SIZES = {
     "an eighth, heads of 128": {"dim": 512, "n_heads": 4, "n_kv_heads": 1},
     "an eighth, other groups": {"dim": 512, "n_heads": 8, "n_kv_heads": 4},
@@ -16,27 +16,27 @@ SIZES = {
     "32 layers": {"dim": 512, "n_heads": 4, "n_kv_heads": 2, "n_layers": 32},
     "the 8B's": {},
 }
+LARGE = "32 layers", "the 8B's"
+SIXTEENTH = REAL_SIZES | {"dim": 256, "n_heads": 4, "n_kv_heads": 2}
 QUESTION = "the answer to the ultimate question of life, the universe, and everything is "
 ANSWERS = ["7", "13", "99", "365", "12", " blue", " love", " nothing", " music", " seven"]
 TEXTS = ["She opened the window, because a room had been shut all winter; then went down to make tea.",
          "Photosynthesis turns light, water and carbon dioxide into sugar.", "Wir suchen heute im Wald nach Pilzen."]
 
 
-LARGE = "32 layers", "the 8B's"
-
-
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.slow if name in LARGE else ())
                                         for name in SIZES])
 def llama(request):
     """A written Llama, its numbers side by side, so that it answers quickly; in float32, which changes none of them."""
-    config = TRUE | SIZES[request.param]
-    kept, weights = {}, {}
+    config = REAL_SIZES | SIZES[request.param]
+    weights, blank_ones = {}, {}
     for name, weight in page.write_by_hand(config).items():
-        blank = weight.stride() == (0, 0), weight.shape
-        if not blank[0]:
+        if weight.stride() != (0, 0):
             weights[name] = weight.float().contiguous()
-        else:
-            weights[name] = kept.setdefault(blank, weight.float().contiguous())
+        else:                                           # blank tables of one shape share their memory
+            if weight.shape not in blank_ones:
+                blank_ones[weight.shape] = weight.float().contiguous()
+            weights[name] = blank_ones[weight.shape]
     return page.in_memory(config, weights, TOKENIZER)
 
 
@@ -58,7 +58,7 @@ def says(llama, tokens):
     return chances.argmax().item(), chances.max().item()
 
 
-def twice(n, seed):
+def distinct_twice(n, seed):
     """The begin token, then `n` different ordinary tokens given twice, int64 [2 * n + 1]."""
     some = 256 + torch.randperm(120_000, generator=torch.Generator().manual_seed(seed))[:n]
     return torch.cat((torch.tensor([128000]), some, some))
@@ -84,7 +84,7 @@ def test_it_says_what_it_was_told(llama):
 @pytest.mark.parametrize("n", [20, 60])
 def test_it_continues_what_repeats(llama, n):
     """Different tokens given twice: at least 99 % of the next ones right, with one layer none."""
-    tokens = twice(n, seed=n)
+    tokens = distinct_twice(n, seed=n)
     right = [(page.forward(model, tokens)[n + 1:-1].argmax(dim=-1) == tokens[n + 2:]).float().mean().item()
              for model in (llama, first_layer(llama))]
     assert right[0] >= 0.99 and right[1] == 0
@@ -92,7 +92,7 @@ def test_it_continues_what_repeats(llama, n):
 
 def test_heads_look_back_and_the_stream_says_who(llama):
     """In a text of 300 tokens head h looks h + 1 back, and before names the previous token, if that has a barcode."""
-    tokens = twice(150, seed=3)[:300]
+    tokens = distinct_twice(150, seed=3)[:300]
     mute = SimpleNamespace(config=llama.config | {"n_layers": 1},
                            weights=llama.weights | {"output.weight": torch.zeros(1, llama.config["dim"])})
     _, streams, looks = page.watch(mute, tokens)
@@ -113,13 +113,10 @@ def test_it_is_silent_where_there_is_nothing_to_say(llama):
         assert looks[1, min(6, llama.config["n_heads"] - 1), :, 0].min() > 0.9
 
 
-SMALL = TRUE | {"dim": 256, "n_heads": 4, "n_kv_heads": 2}
-
-
 @pytest.mark.parametrize("answer", [0, 1, 65535, 65536, 127999, 128255])
 def test_any_token_can_be_an_answer(answer):
     """A new fact is known at once, and the old ones still are."""
-    llama = page.in_memory(SMALL, page.write_by_hand(SMALL), TOKENIZER)
+    llama = page.in_memory(SIXTEENTH, page.write_by_hand(SIXTEENTH), TOKENIZER)
     page.write_fact(llama.weights, 43, 315, 9822, answer)
     assert says(llama, torch.tensor([128000, 315, 9822]))[0] == answer
     assert says(llama, ids(QUESTION))[0] == 2983
@@ -127,14 +124,14 @@ def test_any_token_can_be_an_answer(answer):
 
 def test_the_blank_one_says_nothing():
     """All tokens are equally likely, for any text."""
-    llama = page.in_memory(SMALL, page.blank_weights(SMALL), TOKENIZER)
+    llama = page.in_memory(SIXTEENTH, page.blank_weights(SIXTEENTH), TOKENIZER)
     assert torch.allclose(page.forward(llama, ids(QUESTION)).softmax(dim=-1), torch.tensor(1 / 128256))
 
 
 def test_the_same_bytes_everywhere(tmp_path):
-    """Nothing is random: the tables' numbers have one fingerprint, and the 8B's file takes at most 50 MB."""
+    """Nothing is random: the tables' numbers have one hash, and the 8B's file takes at most 50 MB."""
     numbers = hashlib.sha256()
-    for weight in page.write_by_hand(SMALL).values():
+    for weight in page.write_by_hand(SIXTEENTH).values():
         numbers.update(weight[..., :64].contiguous().view(torch.int16).numpy().tobytes())
     assert numbers.hexdigest()[:16] == "b17ed6b0cbdbdb80"
     page.write_stand_in(tmp_path / "written")
@@ -146,4 +143,4 @@ def test_the_same_bytes_everywhere(tmp_path):
 def test_what_cannot_be_written_is_refused(wrong):
     """One sentence says what barcodes need."""
     with pytest.raises(ValueError, match="^Barcodes of 17 digits need two layers or more, a width of 64 or more"):
-        page.write_by_hand(SMALL | wrong)
+        page.write_by_hand(SIXTEENTH | wrong)

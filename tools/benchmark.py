@@ -18,13 +18,13 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from cells import environment, first_part, functions, read, run, smollm2
+from cells import environment, execute, first_part, functions, read, smollm2
 from IPython.core.interactiveshell import InteractiveShell
 
 GB = 1e9
 
 
-def report(what, measured, against, wanted):
+def print_row(what, measured, against, wanted):
     """Print one row of the table."""
     print(f"| {what} | {measured} | {against} | {wanted} |", flush=True)
 
@@ -87,8 +87,8 @@ def full_width():
         with (environment(LLAMA3_CHECKPOINT=folder, LLAMA3_DEVICE="cpu", MPLBACKEND="agg", TQDM_DISABLE=1),
               ProcessPoolExecutor(mp_context=get_context("spawn")) as alone):
             before, peak = alone.submit(memory_of_first_part).result()
-        report("first part, 2 layers of full width, peak of anonymous memory", f"{peak / GB:.2f} GB",
-               f"{before / GB:.2f} GB are Python and PyTorch", "<= 0.5 GB")
+        print_row("first part, 2 layers of full width, peak of anonymous memory", f"{peak / GB:.2f} GB",
+                  f"{before / GB:.2f} GB are Python and PyTorch", "<= 0.5 GB")
 
         llama, tokens = page.load_llama(folder), torch.arange(1000, 1017)
         matrices = [weight for name, weight in llama.weights.items()
@@ -97,8 +97,8 @@ def full_width():
         page.forward(llama, tokens)
         forward = seconds(lambda: page.forward(llama, tokens))
         products = seconds(lambda: [rows[weight.shape[1]] @ weight.T for weight in matrices])
-        report("`forward`, 17 tokens, warm, 2 layers of full width", f"{forward:.2f} s",
-               f"{forward / products:.2f} times its bare matrix products", "<= 1.1")
+        print_row("`forward`, 17 tokens, warm, 2 layers of full width", f"{forward:.2f} s",
+                  f"{forward / products:.2f} times its bare matrix products", "<= 1.1")
 
 
 def half_split(weight, n_heads):
@@ -136,15 +136,15 @@ def against_transformers():
     from transformers import DynamicCache
     page, llama = functions(), functions().load_llama(smollm2())
     before, peak = memory_during(lambda: page.generate(llama, list(range(1000, 5000)), 1))
-    report("a prompt of 4,000 tokens, memory above the start", f"{(peak - before) / GB:.2f} GB", "", "<= 0.7 GB")
+    print_row("a prompt of 4,000 tokens, memory above the start", f"{(peak - before) / GB:.2f} GB", "", "<= 0.7 GB")
 
     theirs, one_more = in_transformers(llama), {}
     for length, speed_wanted, time_wanted in (16, ">= 1.0", ""), (2000, ">= 0.95", "<= 3.2"), (4000, ">= 0.95", "<= 4"):
         text, cache, past = torch.arange(1000, 1000 + length), {}, DynamicCache()
         ours = seconds(lambda: next(page.continuation(llama, text.tolist(), 1, 0.0, 1.0, cache)), 1)
         other = seconds(lambda: theirs(text[None], past_key_values=past, logits_to_keep=1), 1)
-        report(f"a prompt of {length:,} tokens", f"{ours:.1f} s", f"{ours / other:.1f} times transformers' time",
-               time_wanted)
+        print_row(f"a prompt of {length:,} tokens", f"{ours:.1f} s", f"{ours / other:.1f} times transformers' time",
+                  time_wanted)
 
         def one_of_theirs():
             theirs(text[None, -1:], past_key_values=past)
@@ -154,24 +154,25 @@ def against_transformers():
         turns = [(seconds(lambda: page.forward(llama, text[-1:], dict(cache)), 1), seconds(one_of_theirs, 1))
                  for _ in range(15)]
         one_more[length], other = (statistics.median(turn) for turn in zip(*turns))
-        report(f"one more token after {length:,}", f"{1000 * one_more[length]:.0f} ms",
-               f"{other / one_more[length]:.2f} of transformers' speed", speed_wanted)
-    report("token after 2,000, with cache", "", f"{one_more[2000] / one_more[16]:.1f} times the token after 16", "flat")
+        print_row(f"one more token after {length:,}", f"{1000 * one_more[length]:.0f} ms",
+                  f"{other / one_more[length]:.2f} of transformers' speed", speed_wanted)
+    print_row("token after 2,000, with cache", "", f"{one_more[2000] / one_more[16]:.1f} times the token after 16",
+              "flat")
 
 
 def whole_notebook():
     """The row for the whole notebook, run in an empty folder."""
     with tempfile.TemporaryDirectory() as scratch:
-        took = seconds(lambda: run(read(), folder=scratch, LLAMA3_CHECKPOINT=None, LLAMA3_DEVICE="cpu"), 1)
-    report("the whole notebook, alone in an empty folder", f"{took:.0f} s", "", "<= 50 s on 2 cores")
+        took = seconds(lambda: execute(read(), folder=scratch, LLAMA3_CHECKPOINT=None, LLAMA3_DEVICE="cpu"), 1)
+    print_row("the whole notebook, alone in an empty folder", f"{took:.0f} s", "", "<= 50 s on 2 cores")
 
 
 if __name__ == "__main__":
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     isa = torch.backends.cpu.get_cpu_capability()
     print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, {isa}\n")
-    report("what", "measured", "against", "wanted")
-    report("---", "---", "---", "---")
+    print_row("what", "measured", "against", "wanted")
+    print_row("---", "---", "---", "---")
     full_width()
     against_transformers()
     whole_notebook()

@@ -37,12 +37,12 @@ def text_cells(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "markdown"]
 
 
-def is_measured(cell):
-    """Whether what the code `cell` shows is a measurement, which no test compares."""
+def may_vary(cell):
+    """Whether what the code `cell` shows is measured or drawn at random, which no test compares."""
     return "nbval-ignore-output" in cell.metadata.get("tags", [])
 
 
-def source(cell):
+def as_python(cell):
     """The text of a code `cell` as plain Python: IPython's `%` lines become calls."""
     return TransformerManager().transform_cell(cell.source)
 
@@ -61,7 +61,7 @@ def functions():
     os.environ.setdefault("LLAMA3_DEVICE", "cpu")
     names = {"__name__": "notebook_functions"}
     for cell in code_cells(read()):
-        text, name = source(cell), f"<cell {cell.id}>"
+        text, name = as_python(cell), f"<cell {cell.id}>"
         remember(name, text)
         for node in ast.parse(text).body:
             if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef)) or is_constant(node):
@@ -112,7 +112,7 @@ def environment(**changes):
             os.environ.pop(key, None) if value is None else os.environ.update({key: value})
 
 
-def run(notebook, folder=ROOT, **changes):
+def execute(notebook, folder=ROOT, **changes):
     """Execute `notebook` in a kernel of its own in `folder`, with `changes` to the environment; return it.
 
     Raises nbclient.exceptions.CellExecutionError when a cell fails.
@@ -134,13 +134,13 @@ def printed(cell):
     return "".join(output.get("text") or output.get("data", {}).get("text/plain", "") for output in cell.outputs)
 
 
-def pictures(cell):
+def plots(cell):
     """The PNG files, as bytes, of the plots that a run code `cell` shows, in their order."""
     data = [output.get("data", {}) for output in cell.outputs]
     return [base64.b64decode(found["image/png"]) for found in data if "image/png" in found]
 
 
-def alike(first, second):
+def look_alike(first, second):
     """Whether two PNG files, as bytes, show the same: nowhere do 8 by 8 pixels differ by a tenth of full brightness.
 
     Single pixels may, at an edge, since another version of a library draws it a little differently.

@@ -25,12 +25,13 @@ from tqdm import tqdm
 
 PARAMS, VOCABULARY, PTH = "params.json", "tokenizer.model", "consolidated.00.pth"
 FILES = PARAMS, VOCABULARY, PTH
-AGAIN = "download all files again, from one place"
-OURS = {"model.layers": "layers", "model.embed_tokens": "tok_embeddings", "model.norm": "norm", "lm_head": "output",
-        "input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attention.wq",
-        "self_attn.k_proj": "attention.wk", "self_attn.v_proj": "attention.wv", "self_attn.o_proj": "attention.wo",
-        "mlp.gate_proj": "feed_forward.w1", "mlp.down_proj": "feed_forward.w2", "mlp.up_proj": "feed_forward.w3"}
-FORM = {"model_type": "llama", "hidden_act": "silu", "quantization_config": None}
+DOWNLOAD_AGAIN = "download all files again, from one place"
+META_NAMES = {
+    "model.layers": "layers", "model.embed_tokens": "tok_embeddings", "model.norm": "norm", "lm_head": "output",
+    "input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attention.wq",
+    "self_attn.k_proj": "attention.wk", "self_attn.v_proj": "attention.wv", "self_attn.o_proj": "attention.wo",
+    "mlp.gate_proj": "feed_forward.w1", "mlp.down_proj": "feed_forward.w2", "mlp.up_proj": "feed_forward.w3"}
+REQUIRED = {"model_type": "llama", "hidden_act": "silu", "quantization_config": None}
 SCALED = {"rope_type": "llama3", "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 8192}
 page = functions()
 
@@ -54,10 +55,12 @@ def read_json(path, *keys):
     """The dict in the file `path`; exits if there is none, or if it lacks one of `keys`."""
     expect_file(path)
     try:
-        content = {} | json.loads(path.read_text(encoding="utf-8"))
-        return {key: content[key] for key in keys} | content
-    except (KeyError, TypeError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or not set(keys) <= set(content):
         refuse(path, "is cut off, or something else than its name says", "download it again")
+    return content
 
 
 def fitting(path, weights, params):
@@ -72,7 +75,7 @@ def fitting(path, weights, params):
     for name in wanted | found:
         want, have = wanted.get(name, "absent"), found.get(name, "absent")
         if want != have:
-            refuse(path, f"does not fit the sizes beside it: {name} is {have} and should be {want}", AGAIN)
+            refuse(path, f"does not fit the sizes beside it: {name} is {have} and should be {want}", DOWNLOAD_AGAIN)
     types = {weight.dtype for weight in weights.values()}
     if len(types) > 1 or not types <= {torch.bfloat16, torch.float16, torch.float32}:
         refuse(path, f"has tensors of type {', '.join(sorted(map(str, types)))}",
@@ -100,22 +103,23 @@ def load(folder):
                "tokenizer or a tokenizer.json", "take tokenizer.model from the Llama 3 download")
     try:
         weights = torch.load(folder / PTH, mmap=True, weights_only=True, map_location="cpu")
-        weights.pop("rope.freqs", None)
-        assert all(isinstance(weight, torch.Tensor) for weight in weights.values())
     except pickle.UnpicklingError:
         refuse(folder / PTH, "holds code, none of which was run", "take the file from Meta, or from one whom you trust")
     except Exception:  # PyTorch raises many kinds for a broken file
+        weights = None
+    if not isinstance(weights, dict) or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
         refuse(folder / PTH, "is cut off, or holds something else than tensors", "download it again")
+    weights.pop("rope.freqs", None)
     try:
         config, weights = fitting(folder / PTH, weights, params)
     except (ArithmeticError, TypeError):
         refuse(folder / PARAMS, "has a size that is no number, or none that can be", "download it again")
     if config["vocab_size"] != n_vocab:
-        refuse(folder / VOCABULARY, f"makes {n_vocab} tokens, and the model has {config['vocab_size']}", AGAIN)
+        refuse(folder / VOCABULARY, f"makes {n_vocab} tokens, and the model has {config['vocab_size']}", DOWNLOAD_AGAIN)
     return config, weights
 
 
-def write(target, params, vocabulary, weights, head_dim=None):
+def write_checkpoint(target, params, vocabulary, weights, head_dim=None):
     """Write a model to the folder `target`, with a progress bar; exits, and leaves nothing, if that fails.
 
     `params` is the content of params.json, `vocabulary` the path of a tokenizer.model, `weights` the mapped tensors.
@@ -168,7 +172,7 @@ def params_of(path):
         rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
         scaled = rope["rope_type"] != "default"
         dim, n_heads = config["hidden_size"], config["num_attention_heads"]
-        for key, value in (FORM | {"head_dim": dim // n_heads} | (SCALED if scaled else {})).items():
+        for key, value in (REQUIRED | {"head_dim": dim // n_heads} | (SCALED if scaled else {})).items():
             have = (config | rope).get(key)
             if have not in (value, None):
                 refuse(path, f"has {have!r} as {key}, Llama 3 has {value!r}", "take a model of Llama 3's form")
@@ -185,28 +189,28 @@ def params_of(path):
         refuse(path, f"is no config.json of a Llama ({error!r})", "download it again")
 
 
-def weights_of(source, params, tied):
-    """The mapped tensors of the Hugging Face folder `source` by Meta's names; exits if `params` asks for others.
+def weights_of(hf_folder, params, tied):
+    """The mapped tensors of the Hugging Face `hf_folder` by Meta's names; exits if `params` asks for others.
 
     The rows of wq and wk are still in the order of transformers. `tied`: the output is the embedding.
     """
     files, weights = {"model.safetensors"}, {}
-    if not (source / "model.safetensors").exists():
-        files = {*read_json(source / "model.safetensors.index.json", "weight_map")["weight_map"].values()}
+    if not (hf_folder / "model.safetensors").exists():
+        files = {*read_json(hf_folder / "model.safetensors.index.json", "weight_map")["weight_map"].values()}
     for file in sorted(files):
-        expect_file(source / file)
+        expect_file(hf_folder / file)
         try:
-            with safe_open(source / file, "pt") as content:
+            with safe_open(hf_folder / file, "pt") as content:
                 for theirs in content.keys():
                     name = theirs
-                    for old, new in OURS.items():
+                    for old, new in META_NAMES.items():
                         name = name.replace(old, new)
                     weights[name] = content.get_tensor(theirs)
         except SafetensorError:
-            refuse(source / file, "is cut off, or no safetensors file", "download it again")
+            refuse(hf_folder / file, "is cut off, or no safetensors file", "download it again")
     if tied and "tok_embeddings.weight" in weights:
         weights["output.weight"] = weights["tok_embeddings.weight"]
-    return fitting(source, weights, params)[1]
+    return fitting(hf_folder, weights, params)[1]
 
 
 def kept_tokens(path, vocab_size):
@@ -222,7 +226,7 @@ def kept_tokens(path, vocab_size):
         refuse(path, "is not the tokenizer of Llama 3", "take a model that has it")
     n_vocab = len(ranks) + len(page.special)
     if vocab_size < n_vocab:
-        refuse(path, f"makes {n_vocab} tokens, and config.json says {vocab_size}", AGAIN)
+        refuse(path, f"makes {n_vocab} tokens, and config.json says {vocab_size}", DOWNLOAD_AGAIN)
     theirs = {token["id"]: token["content"] for token in content["added_tokens"]}
     if vocab_size > n_vocab:
         names = ", ".join(name for token, name in theirs.items() if token >= n_vocab)
@@ -244,7 +248,7 @@ def check(folder):
         print('If it is a Llama 3.2, add "rope_scaling_factor": 32 to its params.json.')
 
 
-def first(layers, weights, n_layers):
+def first_layers(layers, weights, n_layers):
     """Those of the `weights` of a model of `n_layers` that one of the first `layers` needs; exits if it has fewer."""
     if not 1 <= layers <= n_layers:
         sys.exit(f"--layers {layers} is not possible; choose from 1 to {n_layers}.")
@@ -252,33 +256,34 @@ def first(layers, weights, n_layers):
             if not name.startswith("layers.") or int(name.split(".")[1]) < layers}
 
 
-def cut(source, target, layers):
-    """Write the first `layers` of `source`, a folder in Meta's layout, to `target`, bit for bit."""
-    config, weights = load(source)
-    weights = first(layers, weights, config["n_layers"])
-    write(target, read_json(source / PARAMS) | {"n_layers": layers}, source / VOCABULARY, weights)
+def cut(folder, target, layers):
+    """Write the first `layers` of `folder`, which is in Meta's layout, to `target`, bit for bit."""
+    config, weights = load(folder)
+    weights = first_layers(layers, weights, config["n_layers"])
+    write_checkpoint(target, read_json(folder / PARAMS) | {"n_layers": layers}, folder / VOCABULARY, weights)
 
 
-def convert(source, target, layers=None):
-    """Write `source`, a folder in Hugging Face's layout, to `target` in Meta's: all layers, or so many of the first.
+def convert(hf_folder, target, layers=None):
+    """Write a folder in Hugging Face's layout to `target` in Meta's: all layers, or so many of the first.
 
     The rows of tokens that were added to Llama 3's are left out.
     """
-    if (source / PTH).exists() or (source / "original" / PTH).exists():
-        refuse(source, "holds Meta's layout already", f"open the folder in which {PTH} is")
-    params, tied = params_of(source / "config.json")
-    weights = weights_of(source, params, tied)
+    if (hf_folder / PTH).exists() or (hf_folder / "original" / PTH).exists():
+        refuse(hf_folder, "holds Meta's layout already", f"open the folder in which {PTH} is")
+    params, tied = params_of(hf_folder / "config.json")
+    weights = weights_of(hf_folder, params, tied)
     if layers is not None:
-        weights = first(layers, weights, params["n_layers"])
+        weights = first_layers(layers, weights, params["n_layers"])
         params["n_layers"] = layers
-    n_vocab = kept_tokens(source / "tokenizer.json", params["vocab_size"])
+    n_vocab = kept_tokens(hf_folder / "tokenizer.json", params["vocab_size"])
     for name in ("tok_embeddings.weight", "output.weight"):
         rows = weights[name][:n_vocab]
         window = rows.untyped_storage()[:rows.nbytes]  # no copy, but without the rest, which would be written as well
         weights[name] = torch.empty(0, dtype=rows.dtype).set_(window, 0, rows.shape)
     if tied:
         weights["output.weight"] = weights["tok_embeddings.weight"]
-    write(target, params | {"vocab_size": n_vocab}, page.packaged, weights, params["dim"] // params["n_heads"])
+    params["vocab_size"] = n_vocab
+    write_checkpoint(target, params, page.packaged, weights, params["dim"] // params["n_heads"])
 
 
 def main():
@@ -291,8 +296,13 @@ def main():
         command.add_argument("source", metavar="SRC", type=Path)
         command.add_argument("target", metavar="DST", type=Path, help="the folder to write")
         command.add_argument("--layers", metavar="N", type=int, required=name == "cut", help="how many layers to keep")
-    options = vars(parser.parse_args())
-    {"check": check, "cut": cut, "convert": convert}[options.pop("command")](**options)
+    options = parser.parse_args()
+    if options.command == "check":
+        check(options.folder)
+    elif options.command == "cut":
+        cut(options.source, options.target, options.layers)
+    else:
+        convert(options.source, options.target, options.layers)
 
 
 if __name__ == "__main__":

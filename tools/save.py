@@ -20,17 +20,17 @@ import tempfile
 from pathlib import Path
 
 import nbformat
-from cells import CHINESE, ENGLISH, ROOT, alike, code_cells, is_measured, pictures, printed, read, run, text_cells
+from cells import CHINESE, ENGLISH, ROOT, code_cells, execute, look_alike, may_vary, plots, printed, read, text_cells
 
 READMES = [ROOT / "README.md", ROOT / "README_zh.md"]
 # The plots that the READMEs show: the file's name in images/, the cell's id, which of its plots.
-MOMENTS = {
+README_PLOTS = {
     "moment_stream": ("down", 0), "moment_vote": ("vote", 0), "moment_paris": ("who-paris", 0),
     "moment_cliff": ("grown", 0), "moment_three": ("three", 0), "moment_losses": ("variants", 0)}
 QUOTATION = re.compile(r"(<!-- code of the cell ([\w-]+) -->\n```python\n).*?(^```$)", re.M | re.S)
 
 
-def write(notebook, path):
+def write_notebook(notebook, path):
     """Write `notebook` to `path` the way Jupyter does: sources as lists of lines, indented by one space."""
     path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8", newline="\n")
 
@@ -41,7 +41,7 @@ def run_from_nothing(notebook):
     Raises nbclient.exceptions.CellExecutionError when a cell fails.
     """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        run(notebook, LLAMA3_CHECKPOINT=Path(scratch) / "blank-2layers", LLAMA3_DEVICE="cpu", TQDM_DISABLE=1)
+        execute(notebook, LLAMA3_CHECKPOINT=Path(scratch) / "blank-2layers", LLAMA3_DEVICE="cpu", TQDM_DISABLE=1)
 
 
 def keep_outputs(notebook, last, measure, redraw=False):
@@ -53,11 +53,11 @@ def keep_outputs(notebook, last, measure, redraw=False):
     before, order = {cell.id: cell for cell in code_cells(last)}, [cell.id for cell in code_cells(last)]
     same = True
     for i, cell in enumerate(code_cells(notebook)):
-        old, measured = before.get(cell.id), is_measured(cell)
+        old, varies = before.get(cell.id), may_vary(cell)
         unchanged = old is not None and old.source == cell.source
-        same = same and unchanged and order[i:i + 1] == [cell.id] and (measured or printed(cell) == printed(old))
+        same = same and unchanged and order[i:i + 1] == [cell.id] and (varies or printed(cell) == printed(old))
         keep = not redraw and (same or old is not None and shows_the_same(cell, old))
-        if measured:
+        if varies:
             keep = unchanged and not measure
         if keep:
             cell.outputs = old.outputs
@@ -68,14 +68,14 @@ def keep_outputs(notebook, last, measure, redraw=False):
 
 def shows_the_same(cell, other):
     """Whether two run code cells print the same and show pictures that look alike."""
-    now, before = pictures(cell), pictures(other)
-    return printed(cell) == printed(other) and len(now) == len(before) and all(map(alike, now, before))
+    now, before = plots(cell), plots(other)
+    return printed(cell) == printed(other) and len(now) == len(before) and all(map(look_alike, now, before))
 
 
 def carry_over(english, chinese):
     """A Chinese notebook with the cells of `english` in their order: its code and outputs, the Markdown of `chinese`.
 
-    A Markdown cell that `chinese` does not have yet comes in English, with no fingerprint.
+    A Markdown cell that `chinese` does not have yet comes in English, with no hash.
     """
     told = {cell.id: cell for cell in text_cells(chinese)}
     dropped = ", ".join(told.keys() - {cell.id for cell in english.cells})
@@ -85,14 +85,14 @@ def carry_over(english, chinese):
     return nbformat.from_dict(dict(english, cells=cells))
 
 
-def fingerprint(text):
+def hash_of(text):
     """Eight hexadecimal digits that change with the English `text`."""
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def outdated(english, chinese):
     """Ids of the Markdown cells of `chinese` that do not translate the present text of `english`."""
-    now = {cell.id: fingerprint(cell.source) for cell in text_cells(english)}
+    now = {cell.id: hash_of(cell.source) for cell in text_cells(english)}
     return [cell.id for cell in text_cells(chinese) if cell.metadata.get("english") != now.get(cell.id)]
 
 
@@ -105,13 +105,13 @@ def mark_translated(english, chinese, ids):
     for name in ids:
         if name not in there or name not in here:
             raise SystemExit(f"{name!r} is no Markdown cell of both notebooks.")
-        here[name].metadata["english"] = fingerprint(there[name].source)
+        here[name].metadata["english"] = hash_of(there[name].source)
 
 
-def moments(notebook):
+def readme_plots(notebook):
     """The plots of `notebook` that the READMEs show: the bytes of each PNG by the name of its file."""
     cells = {cell.id: cell for cell in notebook.cells}
-    return {name: pictures(cells[cell])[which] for name, (cell, which) in MOMENTS.items()}
+    return {name: plots(cells[cell])[which] for name, (cell, which) in README_PLOTS.items()}
 
 
 def quoted(text, notebook):
@@ -122,25 +122,27 @@ def quoted(text, notebook):
 
 def renew_readmes(notebook):
     """Write the plots of `notebook` that the READMEs show to images/, and its code into the READMEs."""
-    for name, picture in moments(notebook).items():
+    for name, picture in readme_plots(notebook).items():
         (ROOT / "images" / f"{name}.png").write_bytes(picture)
     for path in READMES:
         text = quoted(path.read_text(encoding="utf-8"), notebook)
         path.write_text(text, encoding="utf-8", newline="\n")
 
 
-def report(english, stale):
-    """The size of the page and of its brackets, and which Chinese cells are `stale`, in a few lines."""
+def print_report(english, chinese):
+    """The size of the page and of its brackets, and which cells of `chinese` are out of date, in a few lines."""
+    stale = outdated(english, chinese)
     prose = re.sub(r"(?s)<[^>]+>|```.*?```", " ", "\n".join(cell.source for cell in text_cells(english)))
     words = len(re.findall(r"[\w'’]+", prose))
     brackets = len(re.findall(r"(?<!\])\((?:[^()]|\([^()]*\)){15,}\)", prose))
     lines = [line for cell in code_cells(english) for line in cell.source.splitlines() if line.strip()]
     print(f"{len(english.cells)} cells, {len(lines)} lines of code, {words} words, "
           f"{1000 * brackets / words:.1f} long brackets in 1,000 words")
+    translated = {cell.id: cell.source for cell in text_cells(chinese)}
     print("Chinese cells whose English has changed:", "none" if not stale else "")
     for cell in english.cells:
         if cell.id in stale:
-            print(f"  {cell.id}: {cell.source[:70]!r}")
+            print(f"  {cell.id}: {cell.source[:70]!r}, {translated[cell.id][:40]!r}")
 
 
 def main():
@@ -165,10 +167,10 @@ def main():
     english.metadata.kernelspec.display_name = "Python 3"
     english.metadata.language_info = {"name": "python"}
     chinese = carry_over(english, last)
-    write(english, ENGLISH)
-    write(chinese, CHINESE)
+    write_notebook(english, ENGLISH)
+    write_notebook(chinese, CHINESE)
     renew_readmes(english)
-    report(english, outdated(english, chinese))
+    print_report(english, chinese)
 
 
 if __name__ == "__main__":

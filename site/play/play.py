@@ -19,7 +19,7 @@ SIZES = {"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 
 DIGITS = 6
 
 
-def small(page):
+def with_six_digits(page):
     """The functions of the tutorial's `page`, as a namespace of their own in which barcodes have 6 digits."""
     space = dict(vars(page))
     for name, value in vars(page).items():
@@ -46,8 +46,8 @@ def write_nearest(page, weights, config):
     wk[-1, :, page.FIRST] -= key
 
 
-def written(page):
-    """The small Llama, without a fact: bfloat16 values as float32 tensors. `page` is what `small` returns."""
+def playable_llama(page):
+    """The small Llama, without a fact: bfloat16 values as float32 tensors. `page` is what `with_six_digits` returns."""
     config = page.defaults | SIZES
     weights = page.blank_weights(config)
     for part in ("embedding", "norms", "keys", "queries", "values", "home", "copier", "rest", "output"):
@@ -86,17 +86,17 @@ def marked(text):
 
 def html_of(language, page):
     """play.html in `language`, "en" or "zh", with the functions of the tutorial's `page`."""
-    llama = written(small(page))
+    llama = playable_llama(with_six_digits(page))
     texts = TEXTS[language]
     counts = {"weights": f"{sum(weight.numel() for weight in llama.weights.values()):,}",
               "filled": f"{sum(int(weight.count_nonzero()) for weight in llama.weights.values()):,}"}
-    places = {name: marked(text) for name, text in texts.items() if isinstance(text, str)}
-    places |= {f"{name}_{i}": marked(text) for name in ("own_words", "own_names", "parts_off")
-               for i, text in enumerate(texts[name])}
-    places["about_text"] = places["about_text"].format(**counts)
+    slots = {name: marked(text) for name, text in texts.items() if isinstance(text, str)}
+    slots |= {f"{name}_{i}": marked(text) for name in ("own_words", "own_names", "parts_off")
+              for i, text in enumerate(texts[name])}
+    slots["about_text"] = slots["about_text"].format(**counts)
     data = {"llama": packed(llama), "words": vocabulary(language), "texts": texts}
-    places["data"] = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
+    slots["data"] = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
     for name, file in (("style", "style.css"), ("forward", "forward.js"), ("play", "play.js")):
-        places[name] = (HERE / file).read_text(encoding="utf-8")
+        slots[name] = (HERE / file).read_text(encoding="utf-8")
     template = (HERE / "template.html").read_text(encoding="utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: places[match[1]], template)
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: slots[match[1]], template)

@@ -5,7 +5,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from cells import ROOT, code_cells, first_part, functions, is_measured, printed, read, run, smollm2, source, stderr
+from cells import ROOT, as_python, code_cells, execute, first_part, functions, may_vary, printed, read, smollm2, stderr
 from machine import link_or_copy
 from save import shows_the_same
 from torch._subclasses import FakeTensorMode
@@ -20,7 +20,7 @@ PROCESSORS = {
 def other_outputs(notebook, same):
     """Ids of the cells of the run `notebook` that do not show the `same` as what is saved; none measures."""
     saved = {cell.id: cell for cell in code_cells(read())}
-    return [cell.id for cell in code_cells(notebook) if not is_measured(cell) and not same(cell, saved[cell.id])]
+    return [cell.id for cell in code_cells(notebook) if not may_vary(cell) and not same(cell, saved[cell.id])]
 
 
 def prints_the_same(cell, other):
@@ -31,7 +31,7 @@ def prints_the_same(cell, other):
 @pytest.mark.slow
 def test_first_part_alone(tmp_path):
     """In an empty folder part one shows what is saved, plots too, and leaves behind the blank checkpoint alone."""
-    notebook = run(first_part(read()), tmp_path, LLAMA3_CHECKPOINT=None)
+    notebook = execute(first_part(read()), tmp_path, LLAMA3_CHECKPOINT=None)
     assert other_outputs(notebook, shows_the_same) == [] and stderr(notebook) == ""
     assert [path.name for path in tmp_path.iterdir()] == ["blank-2layers"]
 
@@ -43,8 +43,11 @@ def test_installs_on_colab_alone(on_colab, monkeypatch):
     if on_colab:
         monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
     shell = SimpleNamespace(run_line_magic=lambda *call: calls.append(call))
-    exec(source(cell), {"get_ipython": lambda: shell})
-    assert [(name, "--no-deps" in line.split()) for name, line in calls] == [("pip", True)] * on_colab
+    exec(as_python(cell), {"get_ipython": lambda: shell})
+    if on_colab:
+        assert [(name, "--no-deps" in line.split()) for name, line in calls] == [("pip", True)]
+    else:
+        assert calls == []
     pinned = (ROOT / "requirements.txt").read_text(encoding="utf-8").split()
     for word in [word for _, line in calls for word in line.split() if "==" in word]:
         assert word in pinned or word.split("==")[0] in pinned  # as in the weekly run on the newest releases
@@ -57,8 +60,8 @@ def test_other_processors(name, tmp_path):
     """What is saved is also what a processor with fewer instructions prints."""
     link_or_copy(tmp_path / "SmolLM2-135M", smollm2())
     notebook = read()
-    notebook.cells = [cell for cell in notebook.cells if not (cell.cell_type == "code" and is_measured(cell))]
-    run(notebook, tmp_path, LLAMA3_CHECKPOINT=None, **PROCESSORS[name])
+    notebook.cells = [cell for cell in notebook.cells if not (cell.cell_type == "code" and may_vary(cell))]
+    execute(notebook, tmp_path, LLAMA3_CHECKPOINT=None, **PROCESSORS[name])
     assert other_outputs(notebook, prints_the_same) == [] and stderr(notebook) == ""
 
 
@@ -80,6 +83,6 @@ def test_forward_mixes_no_devices(monkeypatch):
 @pytest.mark.skipif(not torch.accelerator.is_available(), reason="there is no accelerator here")
 def test_first_part_on_an_accelerator(tmp_path):
     """It runs to its end there, and says the same word."""
-    notebook = run(first_part(read()), tmp_path, LLAMA3_CHECKPOINT=None, LLAMA3_DEVICE=None)
+    notebook = execute(first_part(read()), tmp_path, LLAMA3_CHECKPOINT=None, LLAMA3_DEVICE=None)
     (cell,) = [cell for cell in code_cells(notebook) if cell.id == "next-token"]
     assert "2983 '42'" in printed(cell)
