@@ -29,7 +29,7 @@ HOLD = 12                                               # frames that a finished
 LEFT = {"who": 7, "before": 34, "next": 62}             # where a register's first digit is drawn
 
 
-def fingerprint():
+def code_hash():
     """Eight hexadecimal digits that change with this file, its font, and all cells of the page with functions."""
     cells = [cell.source for cell in code_cells(read()) if re.search(r"(?m)^def ", cell.source)]
     drawing = [Path(__file__).read_text(encoding="utf-8"), inspect.getsource(font), *cells]
@@ -39,7 +39,7 @@ def fingerprint():
 def is_old(name):
     """Whether images/NAME.gif is not there, or was drawn by other code."""
     path = ROOT / "images" / f"{name}.gif"
-    return not path.exists() or Image.open(path).info.get("comment") != fingerprint().encode()
+    return not path.exists() or Image.open(path).info.get("comment") != code_hash().encode()
 
 
 def rasterized(figure):
@@ -58,7 +58,7 @@ def save(name, frames, milliseconds):
     few = [frame.quantize(128, dither=Image.Dither.NONE) for frame in frames]
     times = [1500] + [milliseconds] * (len(few) - 2) + [3000]
     few[0].save(ROOT / "images" / f"{name}.gif", save_all=True, append_images=few[1:], duration=times, loop=0,
-                comment=fingerprint().encode())
+                comment=code_hash().encode())
 
 
 def stream_frame(page, title, names, rows, bars, arrow=None):
