@@ -5,7 +5,7 @@ import io
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
-from save import carry_over, hash_of, keep_outputs, mark_translated, outdated
+from save import carry_over, check_copy, hash_of, keep_outputs, mark_translated, outdated
 
 
 def square(brightness):
@@ -63,3 +63,12 @@ def test_single_cells_are_marked():
     assert outdated(english, both) == ["three"]
     with pytest.raises(SystemExit, match="'four' is no Markdown cell"):
         mark_translated(english, both, ["four"])
+
+
+def test_code_is_changed_in_english_alone():
+    """A code cell that somebody has changed in the Chinese notebook is not overwritten without a word."""
+    both = carry_over(run(), run())
+    check_copy(both)
+    both.cells[1].source += "# mine"
+    with pytest.raises(SystemExit, match="undo that, and change llama3_from_scratch.ipynb"):
+        check_copy(both)

@@ -8,8 +8,8 @@ After a run, diagrams that look different are drawn anew, and moving pictures wh
     python tools/save.py --redraw               run it, and keep no plot because it looks as before
     python tools/save.py --translated ID [ID …] note that these Chinese cells say what the English ones say now
 
-The Chinese notebook is the record of the last run: it has the code and the outputs that were saved then. Each of its
-Markdown cells keeps, in its metadata, the first digits of the SHA-256 of the English text that it translates.
+The Chinese notebook is the record of the last run: it has the code and the outputs that were saved then, and, in its
+metadata, a hash of that code. Each of its Markdown cells keeps a hash of the English text that it translates.
 """
 import argparse
 import hashlib
@@ -82,12 +82,25 @@ def carry_over(english, chinese):
     if dropped:
         print(f"Chinese texts dropped, since no English cell has their id any more (git has them): {dropped}")
     cells = [told.get(cell.id, cell) if cell.cell_type == "markdown" else cell for cell in english.cells]
-    return nbformat.from_dict(dict(english, cells=cells))
+    both = nbformat.from_dict(dict(english, cells=cells))
+    both.metadata.code = hash_of(all_code(both))
+    return both
+
+
+def all_code(notebook):
+    """The code of all cells of `notebook`, as one text."""
+    return "\n".join(cell.source for cell in code_cells(notebook))
 
 
 def hash_of(text):
-    """Eight hexadecimal digits that change with the English `text`."""
+    """Eight hexadecimal digits that change with `text`."""
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def check_copy(chinese):
+    """Exit with a sentence if somebody has changed code in the `chinese` notebook, where it would be overwritten."""
+    if chinese.metadata.get("code") != hash_of(all_code(chinese)):
+        raise SystemExit(f"Code has changed in {CHINESE.name}, which is a copy; undo that, and change {ENGLISH.name}.")
 
 
 def outdated(english, chinese):
@@ -154,6 +167,7 @@ def main():
     parser.add_argument("--translated", nargs="+", metavar="ID", default=[], help="Chinese cells that are up to date")
     options = parser.parse_args()
     english, last = read(ENGLISH), read(CHINESE)
+    check_copy(last)
     mark_translated(english, last, options.translated)
     before = {cell.id: cell for cell in code_cells(last)}
     changed = [cell.id for cell in code_cells(english) if cell != before.get(cell.id)]
