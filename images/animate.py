@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
@@ -70,7 +71,8 @@ def stream_frame(page, title, names, rows, bars, arrow=None):
     figure = Figure(figsize=(9, 4.9))
     axes = figure.add_axes((0.005, 0.02, 0.99, 0.87))
     for digits, left, row, register, opacity in bars:
-        axes.imshow(digits[None], cmap=page.registers[register][1], vmin=-1, vmax=1, aspect="auto", alpha=opacity,
+        colours = ListedColormap(page.registers[register][1:])
+        axes.imshow(digits[None], cmap=colours, vmin=-1, vmax=1, aspect="auto", alpha=opacity,
                     extent=(left, left + page.DIGITS, row + 0.68, row), zorder=2)
         word = page.say(digits)
         if opacity == 1 and word != "nothing":
@@ -80,7 +82,7 @@ def stream_frame(page, title, names, rows, bars, arrow=None):
                       color=page.vermilion if won else "black", weight="bold" if won else "normal")
     for name, (register, left) in zip(names, LEFT.items()):
         axes.text(left + page.DIGITS / 2, 0.75, name, ha="center", fontsize=22, fontproperties=font(True),
-                  color=page.registers[register][1](1.0))
+                  color=page.registers[register][2])
     if arrow is not None:
         axes.annotate("", (LEFT["next"] - 7.4, rows + 0.3), (LEFT["who"] + page.DIGITS + 0.2, arrow + 0.34), zorder=3,
                       arrowprops={"arrowstyle": "-|>", "color": page.vermilion, "linewidth": 2.5, "mutation_scale": 22,
@@ -117,7 +119,7 @@ def stream(file, names, titles):
             flying = [(rows[found, page.WHO].float(), LEFT[register], found + share * (place - found), register,
                        0.2 + 0.7 * share) for place, found in moves if found > 0]
             frames.append(stream_frame(page, title, names, len(tokens) - 1, standing + flying))
-        standing = [(digits, LEFT[name], row, name, 1) for name, (columns, _) in page.registers.items()
+        standing = [(digits, LEFT[name], row, name, 1) for name, (columns, _, _) in page.registers.items()
                     for row, digits in enumerate(rows[:, columns].float()) if row and digits.abs().min() > 0.5]
         arrow = dict(copies)[len(tokens) - 1] if moves is copies else None
         frames += [stream_frame(page, title, names, len(tokens) - 1, standing, arrow)] * HOLD

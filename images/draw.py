@@ -307,8 +307,9 @@ def score(p, t, m):
     p.sign(530, 161, "·", radius=15)
     p.write(558, 130, " + ".join(f"{a}×{b}" for a, b in zip(query, key)), align="left")
     p.write(558, 162, f"= {query @ key}", align="left")
-    p.write(558, 194, f"{query @ key} ÷ √{len(query)} = {query @ key / len(query) ** 0.5:.1f}", align="left")
-    p.write(628, 236, t("score", "得分"), LARGE, bold=True)
+    p.write(558, 194, f"{query @ key} / {len(query) ** 0.5:.2f} = {query @ key / len(query) ** 0.5:.1f}", align="left")
+    p.write(612, 218, t(f"root of {len(query)}", f"{len(query)}的平方根"), SMALL, FADED)
+    p.write(628, 250, t("score", "得分"), LARGE, bold=True)
 
 
 @diagram(420)
