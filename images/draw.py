@@ -9,6 +9,8 @@ probabilities are those of the English notebook, whose functions compute them. T
 # ruff: noqa: E402, I001
 import argparse
 import io
+import itertools
+import re
 import sys
 from functools import cache, partial
 from pathlib import Path
@@ -57,6 +59,12 @@ def facts():
         freqs=page.rope(config, 1, 2).angle()[0].tolist(), row=str([len(tokens), config["dim"]]),
         shape_of=lambda name: str(shapes.get(name) or shapes["layers.0." + name]),
         code=lambda word: page.barcode(tokenizer.encode_single_token(word.replace("␣", " "))).tolist())
+
+
+def section_of(cell_id):
+    """The number of the notebook's section in which the cell of that id stands."""
+    before = itertools.takewhile(lambda cell: cell.id != cell_id, read().cells)
+    return re.findall(r"^## (\d+)\.", "\n".join(cell.source for cell in before), re.M)[-1]
 
 
 @cache
@@ -169,7 +177,9 @@ def tokens(p, t, m):
 @diagram(404)
 def checkpoint(p, t, m):
     """The three files on the left; on the right the tensors of the blank one, names on empty tables, and sections."""
-    sections = {"tok_embeddings": 3, "wk": 5, "wq": 6, "wv": 7, "wo": 9, "w1": 10, "w2": 10, "w3": 10, "output": 12}
+    written_in = {"tok_embeddings": "write-embedding", "wk": "write-keys", "wq": "write-queries", "wv": "write-values",
+                  "wo": "write-home", "w1": "write-facts", "w2": "write-facts", "w3": "write-facts",
+                  "output": "write-output"}
     files = (("params.json", t("the sizes", "尺寸")), ("tokenizer.model", t("the pieces of text", "词表")),
              ("consolidated.00.pth", t("the weights", "权重")))
     p.write(102, 26, "blank-2layers", bold=True)
@@ -179,10 +189,12 @@ def checkpoint(p, t, m):
     p.box(226, 12, 480, 326, FRAME, round=10, zorder=1)
 
     def empty(x, y, width, name, layer=0):
-        section = 11 if layer and name in ("wq", "wk", "wv", "wo") else "" if layer else sections.get(name, 4)
+        cell = written_in.get(name, "write-norms")
+        if layer:
+            cell = "write-copier" if name in ("wq", "wk", "wv", "wo") else None
         p.box(x, y, width, 44, PAPER, edge=WEIGHT, line=2)
         p.write(x + width / 2, y + 11, name, SMALL)
-        where = t(f"§ {section}", f"第{section}节") if section else t("blank", "空着")
+        where = t(f"§ {section_of(cell)}", f"第{section_of(cell)}节") if cell else t("blank", "空着")
         p.write(x + width / 2, y + 33, where, 15, VERMILION)
 
     empty(240, 22, 452, "tok_embeddings")
