@@ -594,9 +594,9 @@ def circuit(p, t, m):
     p.arrow((before + 8, 254), (after, 254), (after, told[2] - 2), color=VERMILION, line=3)
     p.sign(before, told[2] + 17, "2", BLUE, 12)
     p.sign(after - 60, 254, "3", VERMILION, 12)
-    for x, y, color, words in ((302, 109, GREEN, t("1 layer 0: copy who to the next row", "1 第0层：把who抄到下一行")),
-                               (466, 187, BLUE, t("2 layer 1: find me in before", "2 第1层：在before里找自己")),
-                               (466, 214, VERMILION, t("3 and copy that who to next", "3 把那里的who抄进next"))):
+    for x, y, color, words in ((302, 109, GREEN, t("1: layer 0 copies who to the next row", "①第0层：把who抄到下一行")),
+                               (466, 187, BLUE, t("2: layer 1 finds me in before", "②第1层：在before里找自己")),
+                               (466, 214, VERMILION, t("3: it copies that who to next", "③把那里的who抄进next"))):
         p.write(x, y, words, SMALL, color, "left", bold=True)
     y, votes = known[1] + 99, len(m.code(space) + m.code(word))
     p.box(214, y - 21, 330, 42, WEIGHT, size=17, round=6)
