@@ -176,8 +176,6 @@ def main():
         print("The notebook is run. Cells not as the last run left them:", ", ".join(changed) or "none")
         run_from_nothing(english)
         keep_outputs(english, last, options.measure, options.redraw)
-        for program in ("draw.py", "animate.py"):
-            subprocess.run([sys.executable, str(ROOT / "images" / program)], check=True)
     english.metadata.kernelspec.display_name = "Python 3"
     english.metadata.language_info = {"name": "python"}
     chinese = carry_over(english, last)
@@ -185,6 +183,9 @@ def main():
     write_notebook(chinese, CHINESE)
     renew_readmes(english)
     print_report(english, chinese)
+    if again:
+        for program in ("draw.py", "animate.py"):
+            subprocess.run([sys.executable, str(ROOT / "images" / program)], check=True)
 
 
 if __name__ == "__main__":
