@@ -427,14 +427,14 @@ def rest(p, t, m):
     p.write(664, 22, t("votes", "票数"), 17)
     p.write(228, 62, t(f"query of {asks}", f"{asks}的查询"), 17, align="right", bold=True)
     p.box(266, 44, 60, 36, ACTIVATION, str(m.page.DIGITS - 1), size=17)
-    p.barcode(356, 44, 252, 36, m.code(asks), BLUE)
+    p.barcode(356, 44, 252, 36, m.code(asks), BLUE, asks)
     for i, (word, first, before) in enumerate(keys):
         y = 112 + 62 * i
         p.write(228, y + 18, t(f"key of {word}", f"{word}的键"), 17, align="right")
         p.box(266, y, 60, 36, ACTIVATION if first else FRAME, str(first), size=17)
         votes = first * (m.page.DIGITS - 1)
         if before:
-            p.barcode(356, y, 252, 36, m.code(before), GREEN)
+            p.barcode(356, y, 252, 36, m.code(before), GREEN, before)
             votes += int(np.dot(m.code(asks), m.code(before)))
         else:
             p.box(356, y, 252, 36, PAPER, t("nothing", "空"), edge=GREY, size=17)

@@ -37,7 +37,7 @@ CHOSEN = [
     ("the first residual from the norm", "residual", "h = token_embeddings + attention_out", "h = x + attention_out"),
     ("a fact with a wrong key", "write-facts", "before=374", "before=375"),
     ("no residual around the feed-forward", "down", "out = h + neurons", "out = neurons"),
-    ("the copying head reads another KV head", "bets", "config)[-1].contiguous()", "config)[0].contiguous()"),
+    ("the copying head reads another KV head", "copier-tools", "config)[-1].contiguous()", "config)[0].contiguous()"),
     ("another KV head in forward", "forward", "turn @ v for", "turn @ v.flip(0) for"),
     ("the logits of the first token", "next-token", "final_embedding[-1]", "final_embedding[0]"),
     ("a greedy choice of the worst", "next-token", "logits.argmax()", "logits.argmin()"),
