@@ -50,7 +50,7 @@ def playable_llama(page):
     """The small Llama, without a fact: bfloat16 values as float32 tensors. `page` is what `with_six_digits` returns."""
     config = page.defaults | SIZES
     weights = page.blank_weights(config)
-    for part in ("embedding", "norms", "keys", "queries", "values", "home", "copier", "rest", "output"):
+    for part in ("embedding", "ballast", "norms", "keys", "queries", "values", "home", "copier", "rest", "output"):
         getattr(page, f"write_{part}")(weights, config)
     weights = {name: weight.float().contiguous() for name, weight in weights.items()}
     write_nearest(page, weights, config)
