@@ -414,7 +414,7 @@ def values(p, t, m):
     p.write(514, 313, t(f"the head's output for {word}", f"这个头给{word}的输出"), align="right", bold=True)
 
 
-@diagram(296)
+@diagram(308)
 def rest(p, t, m):
     """Votes in layer 1's copying head: a query, and below it the keys of a match, of the first token and of another.
 
