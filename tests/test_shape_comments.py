@@ -49,7 +49,8 @@ class ShapesMade(TorchFunctionMode):
 class ShapeChecker(ast.NodeTransformer):
     """Runs cells with a call behind each assignment that a comment follows, which compares it with the tensors.
 
-    A comment is `# [2, 3]`, `# [n, dim]` or `# [2, 3] (n, dim)`; numbers are compared only where `numbers` is true.
+    A comment is `# [2, 3]`, `# [n, dim]` or `# [2, 3] (n, dim)`, or, as `# 1`, the number of a step, which is left out;
+    numbers are compared only where `numbers` is true.
     `problems` says what is wrong with a comment; `waiting` has those that were not compared yet.
     """
 
@@ -67,7 +68,7 @@ class ShapeChecker(ast.NodeTransformer):
             remember(file, text)
             tokens = tokenize.generate_tokens(io.StringIO(text).readline)
             self.comments = {token.start[0]: (cell.id, *token.start, token.string) for token in tokens
-                             if token.type == tokenize.COMMENT}
+                             if token.type == tokenize.COMMENT and not token.string[2:].isdigit()}
             self.waiting |= {*self.comments.values()}
             tree = self.visit(ast.parse(text))
             if not may_vary(cell):
