@@ -24,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 from cells import ROOT, code_cells, functions, read
 from canvas import font
 
-TOLD = "it was 7. it is "
 WIDTH = 900                                             # pixels
 HOLD = 12                                               # frames that a finished state stays
 LEFT = {"who": 7, "before": 34, "next": 62}             # where a register's first digit is drawn
@@ -106,7 +105,7 @@ def stream(file, names, titles):
     page = functions()
     tokenizer = page.say.__globals__["tokenizer"] = page.load_tokenizer(page.packaged)
     written = page.in_memory(page.narrow, page.write_by_hand(page.narrow), tokenizer)
-    tokens = torch.tensor(page.encode(written.tokenizer, TOLD))
+    tokens = torch.tensor(page.encode(written.tokenizer, page.hint))
     _, streams, looks = page.watch(written, tokens)
     copier = looks[1, page.narrow["n_heads"] - 1].argmax(dim=-1).tolist()
     notes = [(place, place - 1) for place in range(1, len(tokens))]

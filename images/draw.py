@@ -69,7 +69,7 @@ def section_of(cell_id):
 
 @cache
 def on_the_prompt():
-    """The Llama that the page writes, an eighth as wide and with heads of 128 as in the 8B, on the prompt.
+    """The Llama that the page writes, a sixteenth as wide and with heads of 128 as in the 8B, on the prompt.
 
     A namespace of head 0's scores and weights in layer 0, [seq, seq], and all tokens' logits and chances, [vocab_size].
     """
@@ -418,10 +418,10 @@ def values(p, t, m):
 def rest(p, t, m):
     """Votes in layer 1's copying head: a query, and below it the keys of a match, of the first token and of another.
 
-    The query is that of the second occurrence of a token of the prompt; each key has a resting slot and a barcode.
+    All are tokens of the page's `hint`, and the query is that of its last space; a key has a place to rest and a barcode.
     """
-    asks, here = m.words[10], m.words.index(m.words[10])
-    keys = ((m.words[here + 1], 0, asks), (m.words[0], 1, None), (m.words[here + 2], 0, m.words[here + 1]))
+    asks = "␣"
+    keys = (("7", 0, asks), (m.words[0], 1, None), (".", 0, "7"))
     p.write(296, 22, "REST", 17)
     p.write(482, 22, t("the last 17", "最后17个数"), 17)
     p.write(664, 22, t("votes", "票数"), 17)
@@ -571,7 +571,7 @@ def circuit(p, t, m):
     columns = {"who": (96, BLUE), "before": (302, GREEN), "next": (508, VERMILION)}
     who, before, after = [x + wide / 2 for x, _ in columns.values()]
     told, known = (92, 172, 292), (440, 522)
-    for y, title, text in ((28, t("Told", "上文说过"), f"… is 7. … is {space}"),
+    for y, title, text in ((28, t("Told", "上文说过"), f"it was 7. it is {space}"),
                            (398, t("Remembered", "权重记得"), f"… is {space}")):
         p.write(16, y, title, BIG, align="left", bold=True)
         p.write(30 + width_of(title, BIG, True), y, text, align="left")

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 ENGLISH, CHINESE = ROOT / "llama3_from_scratch.ipynb", ROOT / "llama3_from_scratch_zh.ipynb"
 # the page's constants, beside those in capitals, that are needed outside the running notebook
 CONSTANTS = {"device", "packaged", "reserved", "special", "pattern", "prompt", "llama3_8b", "two_layers", "defaults",
-             "places", "registers", "blue", "green", "vermilion", "grey", "narrow", "prose", "small"}
+             "places", "registers", "blue", "green", "vermilion", "grey", "narrow", "prose", "small", "hint"}
 
 
 def read(path=ENGLISH):
