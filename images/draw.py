@@ -418,7 +418,7 @@ def values(p, t, m):
 def rest(p, t, m):
     """Votes in layer 1's copying head: a query, and below it the keys of a match, of the first token and of another.
 
-    All are tokens of the page's `hint`, and the query is that of its last space; a key has a place to rest and a barcode.
+    All are tokens of the page's `hint`, the query is that of its last space; a key has a place to rest and a barcode.
     """
     asks = "␣"
     keys = (("7", 0, asks), (m.words[0], 1, None), (".", 0, "7"))
