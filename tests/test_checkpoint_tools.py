@@ -146,11 +146,16 @@ def refused(command, folder, *arguments):
     ({PTH: weights({"norm.weight": None}), "consolidated.01.pth": b""}, "", "is split over several files; take one in"),
 ])
 def test_spoiled_folder(meta_folder, files, blamed, says):
-    """`check` and `cut` name the file and the remedy."""
+    """`check` and `cut` name the file and the remedy; the page's `load_llama`, the folder and the command `check`."""
     spoil(meta_folder, files)
     sentence = refused(checkpoint.check, meta_folder)
     assert sentence.startswith(f"{meta_folder / blamed} ") and says in sentence, sentence
     assert refused(checkpoint.cut, meta_folder, meta_folder.with_name("target"), 2) == sentence
+    with pytest.raises(ValueError) as caught:
+        functions().load_llama(meta_folder)
+    page_says = str(caught.value)
+    assert page_says.startswith(f"{meta_folder} ") and "\n" not in page_says
+    assert page_says.endswith(f"python tools/checkpoint.py check {meta_folder}")
 
 
 def test_no_folder(tmp_path):
