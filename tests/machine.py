@@ -1,5 +1,4 @@
-"""What the tests ask of the machine that they run on: a disk that is full, links, one thread, no windows."""
-import shutil
+"""What the tests ask of the machine that they run on: a disk that is full, one thread, no windows."""
 from contextlib import contextmanager
 
 import matplotlib.pyplot as plt
@@ -17,14 +16,6 @@ def files_limited_to(size):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def link_or_copy(place, folder):
-    """Make `place` a link to `folder`, or a copy where this system has no links or keeps them from its users."""
-    try:
-        place.symlink_to(folder, target_is_directory=True)
-    except (OSError, NotImplementedError):
-        shutil.copytree(folder, place)
 
 
 @contextmanager

@@ -71,9 +71,9 @@ def functions():
 
 def is_constant(node):
     """Whether the statement `node` sets names in capitals, or some of the CONSTANTS."""
-    if not isinstance(node, (ast.Assign, ast.AugAssign)):
+    if not isinstance(node, ast.Assign):
         return False
-    (target,) = node.targets if isinstance(node, ast.Assign) else [node.target]
+    (target,) = node.targets
     names = target.elts if isinstance(target, ast.Tuple) else [target]
     return all(isinstance(name, ast.Name) and (name.id in CONSTANTS or name.id.isupper()) for name in names)
 
@@ -89,13 +89,6 @@ def first_part(notebook):
     """`notebook` up to the cell tagged `part-two`, which is left out with all after it."""
     starts = [i for i, cell in enumerate(notebook.cells) if "part-two" in cell.metadata.get("tags", [])]
     notebook.cells = notebook.cells[:starts[0]]
-    return notebook
-
-
-def with_prompt(notebook, prompt):
-    """`notebook` with `prompt` in the prompt's cell."""
-    (cell,) = [cell for cell in notebook.cells if cell.id == "prompt"]
-    cell.source = f"prompt = {prompt!r}"
     return notebook
 
 
