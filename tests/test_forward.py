@@ -3,6 +3,7 @@ import base64
 import contextlib
 import io
 import itertools
+import math
 from functools import lru_cache
 from types import SimpleNamespace
 
@@ -11,10 +12,59 @@ import pytest
 import torch
 import torch.distributed
 from cells import functions
-from llama_models.llama3.model import precompute_freqs_cis
-from reference_models import MODELS, WIDTH_256, meta_model, random_llama, random_tokens
+from llama_models.llama3.args import ModelArgs
+from llama_models.llama3.model import Transformer, precompute_freqs_cis
 
 page = functions()
+
+WIDTH_256 = {
+    "dim": 256, "n_layers": 3, "n_heads": 8, "n_kv_heads": 2, "vocab_size": 1000, "multiple_of": 256,
+    "ffn_dim_multiplier": 1.3, "norm_eps": 1e-5, "rope_theta": 500000.0}
+ONE_LAYER = WIDTH_256 | {"n_layers": 1, "n_heads": 32, "n_kv_heads": 8}
+MODELS = {
+    "grouped": WIDTH_256,
+    "multi-head": WIDTH_256 | {"n_kv_heads": 8},
+    "single KV head": WIDTH_256 | {"n_kv_heads": 1},
+    "other sizes": WIDTH_256 | {"dim": 512, "n_heads": 4, "ffn_dim_multiplier": None, "multiple_of": 32,
+                                "norm_eps": 1e-2, "rope_theta": 10000.0},
+    "8B widths": ONE_LAYER | {"dim": 4096, "multiple_of": 1024},
+    "3B widths": ONE_LAYER | {"dim": 3072, "n_heads": 24, "ffn_dim_multiplier": 1.0},
+    "1B widths": ONE_LAYER | {"dim": 2048, "ffn_dim_multiplier": 1.5}}
+
+
+def random_llama(params, dtype=torch.bfloat16):
+    """A model as the notebook's `load_llama` returns it, with seeded normal weights.
+
+    Each weight is cut from one repeated row of numbers: a wide model would take seconds to draw.
+    """
+    config = page.defaults | params
+    noise = torch.randn(1_000_003, generator=torch.Generator().manual_seed(0))
+    weights = {}
+    for name, shape in page.expected_shapes(config).items():
+        mean, std = (1, 0.3) if len(shape) == 1 else (0, 1) if "embeddings" in name else (0, shape[1] ** -0.5)
+        shift, size = len(weights), math.prod(shape)
+        numbers = noise.roll(shift).repeat(1 + size // len(noise))[:size].view(shape)
+        weights[name] = (numbers * std + mean).to(dtype)
+    return SimpleNamespace(config=config, weights=weights)
+
+
+def meta_model(llama, params):
+    """Meta's Transformer (llama3/model.py) with the very tensors of `llama`, sizes from `params` as in params.json.
+
+    Raises RuntimeError where Meta's names or shapes are others.
+    """
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        model = Transformer(ModelArgs(**params | {"max_batch_size": 1, "max_seq_len": 700}))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    model.load_state_dict(llama.weights, assign=True)
+    return model
+
+
+def random_tokens(config, n):
+    """Seeded token ids, int64 [n]."""
+    return torch.randint(config["vocab_size"], (n,), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,9 +90,8 @@ def agree_in_steps(llama, model, tokens, lengths):
 @lru_cache(maxsize=1)
 def pair(name):
     """The notebook's model and Meta's for MODELS[name]; the last pair is kept for the next test."""
-    params = {key: value for key, value in MODELS[name].items() if key != "tied"}
     llama = random_llama(MODELS[name])
-    return llama, meta_model(llama, params)
+    return llama, meta_model(llama, MODELS[name])
 
 
 LENGTHS = [[17], [1], [17] + 6 * [1], [11, 6], [1, 5, 11]]
