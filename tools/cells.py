@@ -4,7 +4,6 @@ import base64
 import io
 import linecache
 import os
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -86,33 +85,20 @@ def smollm2(folder=ROOT / "SmolLM2-135M"):
 
 
 def first_part(notebook):
-    """`notebook` up to the cell tagged `part-two`, which is left out with all after it."""
+    """A copy of `notebook` up to the cell tagged `part-two`, which is left out with all after it."""
     starts = [i for i, cell in enumerate(notebook.cells) if "part-two" in cell.metadata.get("tags", [])]
-    notebook.cells = notebook.cells[:starts[0]]
-    return notebook
-
-
-@contextmanager
-def environment(**changes):
-    """The process environment with `changes` for a while; None removes a variable."""
-    before = {key: os.environ.get(key) for key in changes}
-    try:
-        for key, value in changes.items():
-            os.environ.pop(key, None) if value is None else os.environ.update({key: str(value)})
-        yield
-    finally:
-        for key, value in before.items():
-            os.environ.pop(key, None) if value is None else os.environ.update({key: value})
+    return nbformat.from_dict(notebook | {"cells": notebook.cells[:starts[0]]})
 
 
 def execute(notebook, folder=ROOT, **changes):
     """Execute `notebook` in a kernel of its own in `folder`, with `changes` to the environment; return it.
 
-    Raises nbclient.exceptions.CellExecutionError when a cell fails.
+    None removes a variable. Raises nbclient.exceptions.CellExecutionError when a cell fails.
     """
-    with environment(**changes):
-        NotebookClient(notebook, timeout=600, record_timing=False, coalesce_streams=True,
-                       resources={"metadata": {"path": str(folder)}}).execute()
+    variables = os.environ | changes
+    client = NotebookClient(notebook, timeout=600, record_timing=False, coalesce_streams=True,
+                            resources={"metadata": {"path": str(folder)}})
+    client.execute(env={name: str(value) for name, value in variables.items() if value is not None})
     return notebook
 
 
