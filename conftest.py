@@ -57,3 +57,18 @@ def smol():
     """SmolLM2-135M in Meta's layout, beside the notebook; written when missing."""
     from cells import functions, smollm2
     return functions().load_llama(smollm2())
+
+
+@pytest.fixture(scope="session")
+def site_folder(tmp_path_factory):
+    """The folder of the web edition, built anew."""
+    from browser import built_in
+    return built_in(tmp_path_factory.mktemp("site"))
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """Chromium, for all tests of the web edition."""
+    from browser import chromium
+    with chromium(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from browser import chromium, complaints, needs_chromium, open_page
+from browser import complaints, needs_chromium, open_page
 from cells import functions
 from play import play
 from selenium.webdriver.common.by import By
@@ -78,15 +78,13 @@ def test_both_languages_say_the_same():
 
 
 @pytest.fixture
-def open_play(tmp_path):
+def open_play(site_folder, browser):
     """Opens the page in a language in Chromium, in a width; at the end the console has told no error."""
-    with chromium(tmp_path / "profile") as browser:
-        def opened_in(language, width=1280):
-            (tmp_path / "play.html").write_text(play.html_of(language, functions()), encoding="utf-8")
-            return open_page(browser, tmp_path / "play.html", width)
+    def opened_in(language, width=1280):
+        return open_page(browser, site_folder / play.TEXTS[language]["file"], width)
 
-        yield opened_in
-        assert complaints(browser) == []
+    yield opened_in
+    assert complaints(browser) == []
 
 
 def typed(browser, text):
