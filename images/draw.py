@@ -286,7 +286,7 @@ def rmsnorm(p, t, m):
             (290, 214, mean, ACTIVATION, t("mean", "均方"), 54), (400, 214, scale, ACTIVATION, t("scale", "倍数"), 54),
             (364, 42, weight, WEIGHT, "attention_norm.weight", -16),
             (508, 134, row * scale * weight, ACTIVATION, "x", -16)):
-        p.cells(x, y, numbers[None], 49, 36, [[minus(f"{number:.2g}") for number in numbers]], fill)
+        p.table(x, y, numbers[None], 49, 36, [[minus(f"{number:.2g}") for number in numbers]], fill)
         p.write(x + 24.5 * len(numbers), y + to_name, name, bold=True)
     p.arrows([(114, 170), (114, 212)], [(212, 232), (288, 232)], [(340, 232), (398, 232)], [(212, 152), (411, 152)],
              [(424, 214), (424, 165)], [(437, 152), (458, 152)], [(471, 78), (471, 139)], [(484, 152), (506, 152)])
@@ -302,7 +302,7 @@ def score(p, t, m):
     looked_at, wk = np.array([0, 1, 1, 2]), np.array([[1, 1, 0, 1], [0, 0, 0, 1], [0, 1, 0, 0]])
 
     def cells(x, y, numbers, fill):
-        p.cells(x, y, numbers, 36, 34, [[minus(number) for number in row] for row in numbers], fill)
+        p.table(x, y, numbers, 36, 34, [[minus(number) for number in row] for row in numbers], fill)
 
     for y, name, says, row, table, made in (
             (86, "wq", t("the token that asks", "提问的词元"), asks, wq, t("query", "查询")),
@@ -381,7 +381,7 @@ def mask(p, t, m):
                                    np.where(hidden, "−inf", numbers)),
                                   (534, "weights", np.where(hidden, np.nan, weight), np.where(hidden, "0", shares))):
         p.write(x + count * width / 2, 36, name, LARGE, bold=True)
-        p.cells(x, top, shades, width, height, form)
+        p.table(x, top, shades, width, height, form)
     p.arrows([(190, 142), (268, 142)], [(450, 142), (528, 142)])
     p.write(489, 124, "softmax", 17)
     p.write(360, 244, t("grey: the future", "灰色：掩住"))
@@ -396,17 +396,15 @@ def values(p, t, m):
     p.named(382, 32, "v", f"[{m.seq}, {m.head_dim}]")
     p.named(608, 32, t("weight × value", "权重 × 值"))
     for j, weight in enumerate(on_the_prompt().weights[here, :here + 1]):
-        y, code = 84 + 46 * j, m.page.barcode(m.tokens[j]).tolist()
+        y, code = 84 + 46 * j, m.page.barcode(m.tokens[j]).tolist() if j else None
         p.token(14, y, m.words[j], width=166, size=17)
-        p.cells(200, y - 16, np.array([[weight]]), 54, 34, [[f"{weight:.2f}"]])
+        p.table(200, y - 16, np.array([[weight]]), 54, 34, [[f"{weight:.2f}"]])
         p.sign(278, y, "×")
         p.arrow((468, y), (522, y))
         p.box(532, y - 15, wide, 30, "none", edge=GREY, line=1)
+        p.barcode(306, y - 15, wide, 30, code, BLUE, "" if j else t("nothing", "空"))
         if j:
-            p.barcode(306, y - 15, wide, 30, code, BLUE)
             p.barcode(532, y - 15, wide, 30, code, BLUE, strength=float(weight))
-        else:
-            p.box(306, y - 15, wide, 30, PAPER, t("nothing", "空"), edge=GREY, size=17)
     p.arrow((608, 242), (608, 294))
     p.sign(608, 266, "+")
     p.barcode(532, 298, wide, 30, m.page.barcode(m.tokens[here - 1]).tolist(), BLUE, m.words[here - 1])
@@ -432,12 +430,9 @@ def rest(p, t, m):
         y = 112 + 62 * i
         p.write(228, y + 18, t(f"key of {word}", f"{word}的键"), 17, align="right")
         p.box(266, y, 60, 36, ACTIVATION if first else FRAME, str(first), size=17)
-        votes = first * (m.page.DIGITS - 1)
-        if before:
-            p.barcode(356, y, 252, 36, m.code(before), GREEN, before)
-            votes += int(np.dot(m.code(asks), m.code(before)))
-        else:
-            p.box(356, y, 252, 36, PAPER, t("nothing", "空"), edge=GREY, size=17)
+        code = m.code(before) if before else None
+        p.barcode(356, y, 252, 36, code, GREEN, before or t("nothing", "空"))
+        votes = first * (m.page.DIGITS - 1) + (int(np.dot(m.code(asks), code)) if before else 0)
         p.write(664, y + 18, minus(votes), LARGE, VERMILION if before == asks else TEXT, bold=True)
 
 
@@ -540,8 +535,8 @@ def cut(p, t, m):
         p.arrow((x, 182), (x, 71), color=VERMILION if name == "k" else TEXT)
         p.write(x + 12, 92, name, LARGE, VERMILION if name == "k" else TEXT, "left", bold=True)
     p.sign(546, 140, "−", VERMILION)
-    p.link((300, 115), (360, 115), (360, 140), (438, 140), color=GREEN, line=2)
-    p.link((454, 140), (533, 140), color=GREEN, line=2)
+    p.link((300, 115), (360, 115), (360, 140), (438, 140), color=GREEN)
+    p.link((454, 140), (533, 140), color=GREEN)
     p.write(360, 250, t("for the keys alone, its mean replaces what (16, 0) wrote",
                         "只有键读不到(16, 0)写下的，读到的是它的平均"), LARGE, VERMILION, bold=True)
 
