@@ -10,7 +10,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from cells import functions
+from cells import load_tutorial
 from fontTools.subset import Subsetter
 from fontTools.ttLib import TTFont
 from fontTools.varLib.instancer import instantiateVariableFont
@@ -20,7 +20,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle, Wedge
 from matplotlib.textpath import TextPath
 
-BLUE, GREEN, VERMILION, GREY = (getattr(functions(), name) for name in ("blue", "green", "vermilion", "grey"))
+BLUE, GREEN, VERMILION, GREY = (getattr(load_tutorial(), name) for name in ("blue", "green", "vermilion", "grey"))
 WEIGHT, ACTIVATION, FRAME, TEXT, FADED, PAPER = "#F2C75C", "#BFD7EA", "#F5F5F3", "#222222", "#888888", "#FFFFFF"
 SMALL, NORMAL, LARGE, BIG = 16, 18, 20, 24
 SCRATCH = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)

@@ -11,12 +11,14 @@ import sys
 import checkpoint
 import pytest
 import torch
-from cells import functions
+from cells import load_tutorial
 from checkpoint import FILES, PARAMS, PTH, SCALED, VOCABULARY
 from memory import anonymous_memory, memory_during
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.convert_slow_tokenizer import TikTokenConverter
+
+tutorial = load_tutorial()
 
 PIECES = [bytes([byte]) for byte in range(256)] + [b" a", b" an"]
 LINES = b"".join(base64.b64encode(piece) + b" %d\n" % rank for rank, piece in enumerate(PIECES))
@@ -43,7 +45,7 @@ def weights(changes=None):
     """The random tensors of a model of the sizes WIDTH_64, with `changes` by name; None removes one."""
     generator = torch.Generator().manual_seed(0)
     made = {name: torch.randn(shape, generator=generator).bfloat16()
-            for name, shape in functions().expected_shapes(WIDTH_64).items()}
+            for name, shape in tutorial.expected_shapes(WIDTH_64).items()}
     return {name: weight for name, weight in (made | (changes or {})).items() if weight is not None}
 
 
@@ -91,7 +93,7 @@ def make_hf_folder(tmp_path, monkeypatch):
     """
     metas, folder = tmp_path / "pieces.model", tmp_path / "source"
     metas.write_bytes(LINES)
-    monkeypatch.setattr(functions(), "packaged", metas)
+    monkeypatch.setattr(tutorial, "packaged", metas)
 
     def make(dtype=torch.bfloat16, shard="1GB", added=(), renamed=None, **changes):
         torch.manual_seed(0)
@@ -100,8 +102,8 @@ def make_hf_folder(tmp_path, monkeypatch):
             if "norm" in name:
                 weight.data.normal_(1, 0.3)
         model.save_pretrained(folder, max_shard_size=shard)
-        names = [(renamed or {}).get(name, name) for name in functions().special] + [*added]
-        tokenizer = TikTokenConverter(str(metas), functions().pattern, extra_special_tokens=names).converted()
+        names = [(renamed or {}).get(name, name) for name in tutorial.special] + [*added]
+        tokenizer = TikTokenConverter(str(metas), tutorial.pattern, extra_special_tokens=names).converted()
         spoil(folder, {"tokenizer.json": tokenizer.to_str().encode()})
         return folder
     return make
@@ -149,7 +151,7 @@ def test_spoiled_folder(meta_folder, files, blamed, says):
     assert sentence.startswith(f"{meta_folder / blamed} ") and says in sentence, sentence
     assert refused(checkpoint.cut, meta_folder, meta_folder.with_name("target"), 2) == sentence
     with pytest.raises(ValueError) as caught:
-        functions().load_llama(meta_folder)
+        tutorial.load_llama(meta_folder)
     page_says = str(caught.value)
     assert page_says.startswith(f"{meta_folder} ") and "\n" not in page_says
     assert page_says.endswith(f"python tools/checkpoint.py check {meta_folder}")
@@ -175,7 +177,7 @@ def test_fits(meta_folder, capsys, scaling, hint):
     checkpoint.check(meta_folder)
     assert capsys.readouterr().out == (f"{meta_folder} fits: 3 layers of width 64, 4 query heads, 2 key heads, "
                                        f"514 tokens, 250,560 numbers.\n{hint}")
-    llama = functions().load_llama(meta_folder)
+    llama = tutorial.load_llama(meta_folder)
     assert len(llama.weights) == 30 and llama.config["norm_eps"] == 1e-5 and llama.config["multiple_of"] == 256
 
 
@@ -207,13 +209,13 @@ def test_cut_refuses(meta_folder, target, layers, says):
 
 def agree(hf_folder, target):
     """Whether `transformers`, from `hf_folder`, and the notebook, from `target`, compute the same logits in float32."""
-    llama = functions().load_llama(target)
+    llama = tutorial.load_llama(target)
     llama.weights = {name: weight.float() for name, weight in llama.weights.items()}
     tokens = torch.randint(llama.config["vocab_size"], (50,), generator=torch.Generator().manual_seed(1))
     model = LlamaForCausalLM.from_pretrained(hf_folder, dtype=torch.float32).eval()
     with torch.no_grad():
         theirs = model(tokens[None]).logits[0, :, :llama.config["vocab_size"]]
-    ours = functions().forward(llama, tokens)
+    ours = tutorial.forward(llama, tokens)
     return ours.std() > 0.5 and (ours - theirs).abs().max() < 1e-4
 
 
@@ -261,7 +263,7 @@ def test_other_tokens(make_hf_folder, capsys):
     target = folder.with_name("target")
     checkpoint.convert(folder, target)
     assert agree(folder, target)
-    llama = functions().load_llama(target)
+    llama = tutorial.load_llama(target)
     assert llama.config["vocab_size"] == 514 == len(llama.weights["output.weight"])
     assert llama.weights["output.weight"].untyped_storage().nbytes() == 2 * 514 * 64
     assert llama.tokenizer.encode_single_token("<|begin_of_text|>") == 258

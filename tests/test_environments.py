@@ -4,7 +4,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from cells import ROOT, as_python, code_cells, execute, first_part, functions, printed, read, stderr
+from cells import ROOT, as_python, code_cells, execute, first_part, load_tutorial, printed, read, stderr
 from save import shows_the_same
 from torch._subclasses import FakeTensorMode
 
@@ -34,16 +34,16 @@ def test_installs_on_colab_alone(on_colab, monkeypatch):
 
 def test_forward_mixes_no_devices(monkeypatch):
     """With the weights on the CPU and `device` an accelerator, no step takes tensors of both; logits are on the CPU."""
-    page = functions()
-    config = page.defaults | page.llama3_8b | {"dim": 256, "n_layers": 2, "n_heads": 8, "n_kv_heads": 2}
-    monkeypatch.setitem(page.forward.__globals__, "device", torch.device("cuda:0"))
+    tutorial = load_tutorial()
+    config = tutorial.defaults | tutorial.llama3_8b | {"dim": 256, "n_layers": 2, "n_heads": 8, "n_kv_heads": 2}
+    monkeypatch.setitem(tutorial.forward.__globals__, "device", torch.device("cuda:0"))
     with FakeTensorMode():
-        weights = {name: torch.zeros(shape).bfloat16() for name, shape in page.expected_shapes(config).items()}
+        weights = {name: torch.zeros(shape).bfloat16() for name, shape in tutorial.expected_shapes(config).items()}
         llama, cache = SimpleNamespace(weights=weights, config=config), {}
-        assert page.forward(llama, torch.tensor([1, 2, 3]), cache).device.type == "cpu"
-        assert page.forward(llama, torch.tensor([4]), cache).device.type == "cpu"
+        assert tutorial.forward(llama, torch.tensor([1, 2, 3]), cache).device.type == "cpu"
+        assert tutorial.forward(llama, torch.tensor([4]), cache).device.type == "cpu"
         with pytest.raises(RuntimeError, match="same device"):
-            page.rms_norm(weights["norm.weight"], weights["norm.weight"].to("cuda:0"), 1e-5)
+            tutorial.rms_norm(weights["norm.weight"], weights["norm.weight"].to("cuda:0"), 1e-5)
 
 
 @pytest.mark.slow

@@ -11,11 +11,11 @@ import fairscale.nn.model_parallel.initialize as model_parallel
 import pytest
 import torch
 import torch.distributed
-from cells import functions
+from cells import load_tutorial
 from llama_models.llama3.args import ModelArgs
 from llama_models.llama3.model import Transformer, precompute_freqs_cis
 
-page = functions()
+tutorial = load_tutorial()
 
 WIDTH_256 = {
     "dim": 256, "n_layers": 3, "n_heads": 8, "n_kv_heads": 2, "vocab_size": 1000, "multiple_of": 256,
@@ -37,10 +37,10 @@ def random_llama(params, dtype=torch.bfloat16):
 
     Each weight is cut from one repeated row of numbers: a wide model would take seconds to draw.
     """
-    config = page.defaults | params
+    config = tutorial.defaults | params
     noise = torch.randn(1_000_003, generator=torch.Generator().manual_seed(0))
     weights = {}
-    for name, shape in page.expected_shapes(config).items():
+    for name, shape in tutorial.expected_shapes(config).items():
         mean, std = (1, 0.3) if len(shape) == 1 else (0, 1) if "embeddings" in name else (0, shape[1] ** -0.5)
         shift, size = len(weights), math.prod(shape)
         numbers = noise.roll(shift).repeat(1 + size // len(noise))[:size].view(shape)
@@ -82,7 +82,7 @@ def agree_in_steps(llama, model, tokens, lengths):
     """Whether both give the same bits for `tokens` fed in chunks of `lengths`, each with its own cache."""
     cache, start, same = {}, 0, []
     for chunk in tokens.split(lengths):
-        same.append(torch.equal(page.forward(llama, chunk, cache), model(chunk[None], start)[0]))
+        same.append(torch.equal(tutorial.forward(llama, chunk, cache), model(chunk[None], start)[0]))
         start += len(chunk)
     return all(same)
 
@@ -117,8 +117,8 @@ def test_gaps_of_params_json_are_filled_as_meta_fills_them(tmp_path, params):
     full = {"n_kv_heads": 8} | {key: value for key, value in params.items() if value is not None}
     lines = b"".join(base64.b64encode(b"%d" % rank) + b" %d\n" % rank for rank in range(1000 - 256))
     (tmp_path / "tokenizer").write_bytes(lines)
-    page.save_checkpoint(tmp_path / "model", params, random_llama(full).weights, tmp_path / "tokenizer")
-    llama = page.load_llama(tmp_path / "model")
+    tutorial.save_checkpoint(tmp_path / "model", params, random_llama(full).weights, tmp_path / "tokenizer")
+    llama = tutorial.load_llama(tmp_path / "model")
     model = meta_model(llama, params)
     assert agree_in_steps(llama, model, random_tokens(llama.config, 601), [600, 1])
 
@@ -130,17 +130,17 @@ def test_rotations_are_metas(head_dim, theta, scaled):
     config = {"dim": 4 * head_dim, "n_heads": 4, "rope_theta": theta, "use_scaled_rope": scaled,
               "rope_scaling_factor": 8}
     reference = precompute_freqs_cis(head_dim, 131072, theta, scaled)
-    assert torch.equal(page.rope(config, 0, 131072), reference)
-    assert torch.equal(page.rope(config, 100000, 100017), reference[100000:100017])
+    assert torch.equal(tutorial.rope(config, 0, 131072), reference)
+    assert torch.equal(tutorial.rope(config, 100000, 100017), reference[100000:100017])
 
 
 @pytest.mark.slow
 def test_smollm2_is_metas(smol):
     """A trained model of 30 layers: a sentence, then 8 greedy tokens with the cache, the same bits."""
     model = meta_model(smol, smol.config)
-    new, start, cache = page.encode(smol.tokenizer, "The lighthouse keeper told me that the sea is"), 0, {}
+    new, start, cache = tutorial.encode(smol.tokenizer, "The lighthouse keeper told me that the sea is"), 0, {}
     for _ in range(9):
-        ours = page.forward(smol, torch.tensor(new), cache)
+        ours = tutorial.forward(smol, torch.tensor(new), cache)
         assert torch.equal(ours, model(torch.tensor([new]), start)[0])
         start, new = start + len(new), [ours[-1].argmax().item()]
 
@@ -148,8 +148,8 @@ def test_smollm2_is_metas(smol):
 @pytest.mark.slow
 def test_written_model_is_metas(tmp_path):
     """The written model at true 8B shapes; Meta's model has its numbers side by side, as `forward` multiplies them."""
-    page.write_stand_in(tmp_path / "written-2layers")
-    llama = page.load_llama(tmp_path / "written-2layers")
+    tutorial.write_stand_in(tmp_path / "written-2layers")
+    llama = tutorial.load_llama(tmp_path / "written-2layers")
     dense = SimpleNamespace(weights={name: weight.contiguous() for name, weight in llama.weights.items()})
     assert agree_in_steps(llama, meta_model(dense, llama.config), random_tokens(llama.config, 17), [16, 1])
 
@@ -162,9 +162,9 @@ def test_any_dtype(name, dtype, tolerance):
     llama = random_llama(MODELS[name], dtype)
     exact = SimpleNamespace(weights={key: weight.float() for key, weight in llama.weights.items()})
     tokens, cache = random_tokens(llama.config, 20), {}
-    whole = page.forward(llama, tokens)
+    whole = tutorial.forward(llama, tokens)
     assert (whole - meta_model(exact, MODELS[name])(tokens[None], 0)[0]).abs().max() <= tolerance
-    parts = torch.cat([page.forward(llama, part, cache) for part in tokens.split(15)])
+    parts = torch.cat([tutorial.forward(llama, part, cache) for part in tokens.split(15)])
     assert (parts - whole).abs().max() <= max(tolerance, 1e-4)
     assert cache[0][0].dtype == dtype and parts.dtype == torch.float32
 
@@ -181,8 +181,8 @@ def test_taps_see_all_and_change_nothing():
         seen.append((name, layer))
         return x.clone()
 
-    assert torch.equal(page.forward(llama, tokens, tap=copy), page.forward(llama, tokens))
+    assert torch.equal(tutorial.forward(llama, tokens, tap=copy), tutorial.forward(llama, tokens))
     assert seen == [(name, layer) for layer in range(3) for name in TAPS] + [("stream", 3)]
     ours, theirs = {}, {}
     for chunk in tokens.split([11, 1]):
-        assert torch.equal(page.forward(llama, chunk, ours, copy), page.forward(llama, chunk, theirs))
+        assert torch.equal(tutorial.forward(llama, chunk, ours, copy), tutorial.forward(llama, chunk, theirs))

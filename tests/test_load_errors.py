@@ -3,7 +3,9 @@ import shutil
 
 import pytest
 import torch
-from cells import as_python, code_cells, functions, read
+from cells import as_python, code_cells, load_tutorial, read
+
+tutorial = load_tutorial()
 
 SIZES = {"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 128256, "multiple_of": 32,
          "ffn_dim_multiplier": None, "norm_eps": 1e-05, "rope_theta": 500000.0}
@@ -12,7 +14,7 @@ SIZES = {"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 
 @pytest.fixture
 def blank_folder(tmp_path):
     """A small blank checkpoint with Meta's tokenizer."""
-    functions().save_checkpoint(tmp_path / "small", SIZES, functions().blank_weights(SIZES))
+    tutorial.save_checkpoint(tmp_path / "small", SIZES, tutorial.blank_weights(SIZES))
     return tmp_path / "small"
 
 
@@ -20,7 +22,7 @@ def chosen(place, monkeypatch):
     """The folder that the notebook's cells choose and open, or write and open, when they run in the folder `place`."""
     monkeypatch.chdir(place)
     cells = {cell.id: as_python(cell) for cell in code_cells(read())}
-    names = dict(vars(functions()))
+    names = dict(vars(tutorial))
     for name in ("setup", "open"):
         exec(cells[name], names)
     return names["folder"]
@@ -52,10 +54,10 @@ def test_interrupted(tmp_path, monkeypatch, error):
     def stop(weights, path):
         path.write_bytes(b"half")
         raise error
-    weights = functions().blank_weights(SIZES)
+    weights = tutorial.blank_weights(SIZES)
     with monkeypatch.context() as patch, pytest.raises(type(error)):
         patch.setattr(torch, "save", stop)
-        functions().save_checkpoint(tmp_path / "small", SIZES, weights)
+        tutorial.save_checkpoint(tmp_path / "small", SIZES, weights)
     assert not list(tmp_path.iterdir())
-    functions().save_checkpoint(tmp_path / "small", SIZES, weights)
-    assert functions().load_llama(tmp_path / "small").config["n_layers"] == 2
+    tutorial.save_checkpoint(tmp_path / "small", SIZES, weights)
+    assert tutorial.load_llama(tmp_path / "small").config["n_layers"] == 2

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from browser import complaints, needs_chromium, open_page
-from cells import functions
+from cells import load_tutorial
 from play import play
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -22,7 +22,7 @@ LANGUAGES = list(play.TEXTS)
 @pytest.fixture(scope="module")
 def six_digits():
     """The tutorial's functions with barcodes of 6 digits."""
-    return play.with_six_digits(functions())
+    return play.with_six_digits(load_tutorial())
 
 
 def knowing_the_answer(six_digits):
@@ -34,7 +34,7 @@ def knowing_the_answer(six_digits):
 
 def grown():
     """The tutorial's Llama of two layers after its 300 steps of training, which no longer asks for gradients."""
-    *_, (llama, _) = functions().grow(2)
+    *_, (llama, _) = load_tutorial().grow(2)
     weights = {name: weight.detach() for name, weight in llama.weights.items()}
     return SimpleNamespace(config=llama.config, weights=weights)
 

@@ -8,7 +8,7 @@ from contextlib import redirect_stdout
 
 import pytest
 import torch
-from cells import ENGLISH, as_python, code_cells, first_part, functions, may_vary, read, remember, smollm2
+from cells import ENGLISH, as_python, code_cells, first_part, load_tutorial, may_vary, read, remember, smollm2_folder
 from documents import DOCUMENTS, answers, text_of, without_code
 from machine import one_thread_no_plots_in
 from nbformat.v4 import new_code_cell
@@ -90,7 +90,7 @@ class ShapeChecker(ast.NodeTransformer):
 def scratch(tmp_path_factory):
     """A folder to run in, with a copy of SmolLM2 in it, 260 MB."""
     folder = tmp_path_factory.mktemp("shapes")
-    shutil.copytree(smollm2(), folder / "SmolLM2-135M")
+    shutil.copytree(smollm2_folder(), folder / "SmolLM2-135M")
     with one_thread_no_plots_in(folder):
         yield folder
 
@@ -119,7 +119,7 @@ def test_comments_hold(whole):
 @pytest.mark.slow
 def test_names_hold_at_other_widths(scratch, monkeypatch):
     """The first part with 5 tokens and a checkpoint whose sizes all differ from the 8B's and from one another."""
-    functions().write_stand_in(scratch / "other", config=UNEQUAL_SIZES)
+    load_tutorial().write_stand_in(scratch / "other", config=UNEQUAL_SIZES)
     monkeypatch.setenv("LLAMA3_CHECKPOINT", str(scratch / "other"))
     checker, space, cells = ShapeChecker(numbers=False), {"__name__": "notebook"}, code_cells(first_part(read()))
     (asks,) = [cell for cell in cells if cell.id == "prompt"]

@@ -44,9 +44,9 @@ return faint"""
 
 
 def test_every_plot_is_told():
-    """The alternative texts in plots.json: one for every plot of the notebook, in both languages, and none besides."""
+    """What is in alt_texts.json: a text for every plot of the notebook, in both languages, and none besides."""
     counts = {cell.id: len(plots(cell)) for cell in code_cells(read(ENGLISH))}
-    told = {name: {file: len(texts) for file, texts in files.items()} for name, files in build.PLOTS.items()}
+    told = {name: {file: len(texts) for file, texts in files.items()} for name, files in build.ALT_TEXTS.items()}
     assert told == {name: dict.fromkeys(TUTORIALS, n) for name, n in counts.items() if n}
 
 

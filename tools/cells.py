@@ -52,7 +52,7 @@ def remember(name, text):
 
 
 @cache
-def functions():
+def load_tutorial():
     """A namespace with every function of the English page, its imports and its CONSTANTS, and none of its arithmetic.
 
     The functions find one another, and `inspect.getsource` finds them, as in the running notebook.
@@ -77,10 +77,10 @@ def is_constant(node):
     return all(isinstance(name, ast.Name) and (name.id in CONSTANTS or name.id.isupper()) for name in names)
 
 
-def smollm2(folder=ROOT / "SmolLM2-135M"):
+def smollm2_folder(folder=ROOT / "SmolLM2-135M"):
     """`folder` with SmolLM2-135M in Meta's layout, written by the page's own function if it is not there."""
     if not folder.exists():
-        functions().write_smollm2(folder)
+        load_tutorial().write_smollm2(folder)
     return folder
 
 
