@@ -30,7 +30,10 @@ DIAGRAMS = {}
 
 
 def diagram(height, width=720, name=None):
-    """Register draw(p, t, m), by its own name or another, with its size: p is the canvas, m what facts() knows."""
+    """Register draw(p, t, m), by its own name or another, with its size.
+
+    p is the canvas, t("English", "中文") the words in the language that is drawn, m what facts() knows.
+    """
     def register(draw):
         DIAGRAMS[name or draw.__name__] = draw, width, height
         return draw
