@@ -65,8 +65,8 @@ def test_differences_are_named(capsys):
     last = run(picture=OLD)
     del last.cells[2]
     print_differences(run("x23", picture=OLD), last)
-    assert capsys.readouterr().out == (
-        "Printed now, and not before, to be looked at: cell-0, cell-2\nAnother plot, to be looked at: cell-2\n")
+    assert capsys.readouterr().out == ("Look at the cells that print something else than before: cell-0, cell-2\n"
+                                       "Look at the cells that show another plot than before: cell-2\n")
 
 
 @pytest.mark.slow

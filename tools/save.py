@@ -69,9 +69,9 @@ def print_differences(notebook, last):
     """Say which cells of `notebook` print something else than in the run `last`, and which show another plot."""
     before = {cell.id: cell for cell in code_cells(last)}
     pairs = [(cell, before.get(cell.id, new_code_cell())) for cell in code_cells(notebook)]
-    for what, shown in (("Printed now, and not before", printed), ("Another plot", plots)):
+    for what, shown in (("print something else", printed), ("show another plot", plots)):
         cells = [cell.id for cell, old in pairs if shown(cell) != shown(old)]
-        print(f"{what}, to be looked at:", ", ".join(cells) or "none")
+        print(f"Look at the cells that {what} than before:", ", ".join(cells) or "none")
 
 
 def shows_the_same(cell, other):
