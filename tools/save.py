@@ -57,7 +57,9 @@ def keep_outputs(notebook, last):
         old, varies = before.get(cell.id), may_vary(cell)
         unchanged = old is not None and old.source == cell.source
         same = same and unchanged and order[i:i + 1] == [cell.id] and (varies or printed(cell) == printed(old))
-        keep = unchanged if varies else same or old is not None and shows_the_same(cell, old)
+        keep = same or old is not None and shows_the_same(cell, old)
+        if varies:
+            keep = unchanged
         if keep:
             cell.outputs = old.outputs
         for output in cell.outputs:
