@@ -152,9 +152,7 @@ def test_spoiled_folder(meta_folder, files, blamed, says):
     assert refused(checkpoint.cut, meta_folder, meta_folder.with_name("target"), 2) == sentence
     with pytest.raises(ValueError) as caught:
         tutorial.load_llama(meta_folder)
-    page_says = str(caught.value)
-    assert page_says.startswith(f"{meta_folder} ") and "\n" not in page_says
-    assert page_says.endswith(f"python tools/checkpoint.py check {meta_folder}")
+    assert f"python tools/checkpoint.py check {meta_folder}" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_no_folder(tmp_path):
