@@ -39,15 +39,16 @@ def pytest_runtest_setup(item):
     """Set the checkpoint that a test opens; for a notebook that is before nbval starts its kernel."""
     blank = item.config.llama3_blank
     english = item.path.name == "llama3_from_scratch.ipynb"
-    os.environ["LLAMA3_CHECKPOINT"] = str(cut_checkpoint(blank.parent) if english else blank)
+    os.environ["LLAMA3_CHECKPOINT"] = str(truncated_checkpoint(blank.parent) if english else blank)
 
 
 @cache
-def cut_checkpoint(scratch):
+def truncated_checkpoint(scratch):
     """A folder in `scratch` with the first two layers of a written model of 32."""
-    from cells import functions
+    from cells import load_tutorial
     from checkpoint import cut
-    functions().write_stand_in(scratch / "written-32layers", functions().llama3_8b)
+    tutorial = load_tutorial()
+    tutorial.write_stand_in(scratch / "written-32layers", tutorial.llama3_8b)
     cut(scratch / "written-32layers", scratch / "cut-2layers", 2)
     return scratch / "cut-2layers"
 
@@ -55,5 +56,20 @@ def cut_checkpoint(scratch):
 @pytest.fixture(scope="session")
 def smol():
     """SmolLM2-135M in Meta's layout, beside the notebook; written when missing."""
-    from cells import functions, smollm2
-    return functions().load_llama(smollm2())
+    from cells import load_tutorial, smollm2_folder
+    return load_tutorial().load_llama(smollm2_folder())
+
+
+@pytest.fixture(scope="session")
+def site_folder(tmp_path_factory):
+    """The folder of the web edition, built anew."""
+    from browser import built_in
+    return built_in(tmp_path_factory.mktemp("site"))
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """Chromium, for all tests of the web edition."""
+    from browser import chromium
+    with chromium(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser

@@ -7,6 +7,7 @@ images/stream.gif, and images/zh/stream.gif with Chinese words, show the residua
 page's two layers are trained.
 """
 # ruff: noqa: E402, I001
+import ast
 import hashlib
 import inspect
 import io
@@ -21,7 +22,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-from cells import ROOT, code_cells, functions, read
+from cells import ROOT, load_tutorial
 from canvas import font
 
 WIDTH = 900                                             # pixels
@@ -29,17 +30,33 @@ HOLD = 12                                               # frames that a finished
 LEFT = {"who": 7, "before": 34, "next": 62}             # where a register's first digit is drawn
 
 
-def code_hash():
-    """Eight hexadecimal digits that change with this file, its font, and all cells of the page with functions."""
-    cells = [cell.source for cell in code_cells(read()) if re.search(r"(?m)^def ", cell.source)]
-    drawing = [Path(__file__).read_text(encoding="utf-8"), inspect.getsource(font), *cells]
-    return hashlib.sha256("".join(drawing).encode()).hexdigest()[:8]
+def code_hash(name):
+    """Eight hexadecimal digits that change with this file, its font, and all of the page that images/NAME.gif needs.
+
+    That is each of the page's functions and constants that its drawing functions name, and that those name in turn.
+    """
+    texts = {"this file": Path(__file__).read_text(encoding="utf-8"), "font": inspect.getsource(font)}
+    tutorial = vars(load_tutorial())
+    found = [birth] if name == "birth" else [stream, stream_frame]
+    while found:
+        function = found.pop()
+        text = texts[function.__name__] = inspect.getsource(function)
+        nodes = list(ast.walk(ast.parse(text)))
+        own = {node.arg for node in nodes if isinstance(node, ast.arg)}
+        own |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+        words = set(re.findall(r"\w+", text)) - own
+        for word in words & set(tutorial) - set(texts):
+            if getattr(tutorial[word], "__module__", "") == "notebook_functions":
+                found.append(tutorial[word])
+            elif isinstance(tutorial[word], (str, int, dict, list, slice, torch.Tensor)):
+                texts[word] = repr(tutorial[word])
+    return hashlib.sha256("".join(text for _, text in sorted(texts.items())).encode()).hexdigest()[:8]
 
 
 def is_old(name):
     """Whether images/NAME.gif is not there, or was drawn by other code."""
     path = ROOT / "images" / f"{name}.gif"
-    return not path.exists() or Image.open(path).info.get("comment") != code_hash().encode()
+    return not path.exists() or Image.open(path).info.get("comment") != code_hash(name).encode()
 
 
 def rasterized(figure):
@@ -58,10 +75,10 @@ def save(name, frames, milliseconds):
     few = [frame.quantize(128, dither=Image.Dither.NONE) for frame in frames]
     times = [1500] + [milliseconds] * (len(few) - 2) + [3000]
     few[0].save(ROOT / "images" / f"{name}.gif", save_all=True, append_images=few[1:], duration=times, loop=0,
-                comment=code_hash().encode())
+                comment=code_hash(name).encode())
 
 
-def stream_frame(page, title, names, rows, bars, arrow=None):
+def stream_frame(tutorial, title, names, rows, bars, arrow=None):
     """One frame of stream.gif: `names` of the registers, `bars` of (digits [17], left edge, row, register, opacity).
 
     `arrow` goes from the row where an answer was found, in who, to the last of the `rows`, whose own answer it strikes;
@@ -70,25 +87,25 @@ def stream_frame(page, title, names, rows, bars, arrow=None):
     figure = Figure(figsize=(9, 4.9))
     axes = figure.add_axes((0.005, 0.02, 0.99, 0.87))
     for digits, left, row, register, opacity in bars:
-        colours = ListedColormap(page.registers[register][1:])
+        colours = ListedColormap(tutorial.registers[register][1:])
         axes.imshow(digits[None], cmap=colours, vmin=-1, vmax=1, aspect="auto", alpha=opacity,
-                    extent=(left, left + page.DIGITS, row + 0.68, row), zorder=2)
-        word = page.say(digits)
+                    extent=(left, left + tutorial.DIGITS, row + 0.68, row), zorder=2)
+        word = tutorial.say(digits)
         if opacity == 1 and word != "nothing":
             won = arrow is not None and register == "next" and row == rows
             word = "begin" if "begin" in word else word[1:-1].replace(" ", "␣")
             axes.text(left - 0.6, row + 0.36, word, ha="right", va="center", fontsize=30 if won else 21,
-                      color=page.vermilion if won else "black", weight="bold" if won else "normal")
+                      color=tutorial.vermilion if won else "black", weight="bold" if won else "normal")
     for name, (register, left) in zip(names, LEFT.items()):
-        axes.text(left + page.DIGITS / 2, 0.75, name, ha="center", fontsize=22, fontproperties=font(True),
-                  color=page.registers[register][2])
+        axes.text(left + tutorial.DIGITS / 2, 0.75, name, ha="center", fontsize=22, fontproperties=font(True),
+                  color=tutorial.registers[register][2])
     if arrow is not None:
-        axes.annotate("", (LEFT["next"] - 7.4, rows + 0.3), (LEFT["who"] + page.DIGITS + 0.2, arrow + 0.34), zorder=3,
-                      arrowprops={"arrowstyle": "-|>", "color": page.vermilion, "linewidth": 2.5, "mutation_scale": 22,
-                                  "connectionstyle": "arc3,rad=0.14"})
+        axes.annotate("", (LEFT["next"] - 7.4, rows + 0.3), (LEFT["who"] + tutorial.DIGITS + 0.2, arrow + 0.34),
+                      arrowprops={"arrowstyle": "-|>", "color": tutorial.vermilion, "linewidth": 2.5,
+                                  "mutation_scale": 22, "connectionstyle": "arc3,rad=0.14"}, zorder=3)
         for left, row in ((LEFT["who"], rows), (LEFT["before"], arrow)):
-            axes.add_patch(Rectangle((left - 2.9, row - 0.1), page.DIGITS + 3.2, 0.88, fill=False, zorder=3,
-                                     edgecolor=page.vermilion, linewidth=2.5))
+            axes.add_patch(Rectangle((left - 2.9, row - 0.1), tutorial.DIGITS + 3.2, 0.88, fill=False, zorder=3,
+                                     edgecolor=tutorial.vermilion, linewidth=2.5))
         axes.text(LEFT["next"] - 5.0, rows + 0.36, "42", ha="center", va="center", fontsize=21, color="grey")
         axes.plot((LEFT["next"] - 6.7, LEFT["next"] - 3.3), (rows + 0.36, rows + 0.36), color="grey", linewidth=2)
     axes.set(xlim=(0, 79.3), ylim=(rows + 1, 0.1), xticks=[], yticks=[])
@@ -102,12 +119,12 @@ def stream(file, names, titles):
 
     `file` is the picture's name in images/ without its ending, `names` are those of the three registers.
     """
-    page = functions()
-    tokenizer = page.say.__globals__["tokenizer"] = page.load_tokenizer(page.packaged)
-    written = page.in_memory(page.narrow, page.write_by_hand(page.narrow), tokenizer)
-    tokens = torch.tensor(page.encode(written.tokenizer, page.hint))
-    _, streams, looks = page.watch(written, tokens)
-    copier = looks[1, page.narrow["n_heads"] - 1].argmax(dim=-1).tolist()
+    tutorial = load_tutorial()
+    tokenizer = tutorial.say.__globals__["tokenizer"] = tutorial.load_tokenizer(tutorial.packaged)
+    written = tutorial.in_memory(tutorial.narrow, tutorial.write_by_hand(tutorial.narrow), tokenizer)
+    tokens = torch.tensor(tutorial.encode(written.tokenizer, tutorial.hint))
+    _, streams, looks = tutorial.watch(written, tokens)
+    copier = looks[1, tutorial.narrow["n_heads"] - 1].argmax(dim=-1).tolist()
     notes = [(place, place - 1) for place in range(1, len(tokens))]
     copies = [(place, found) for place, found in enumerate(copier) if found > 0]
     stages = zip(titles, ("who", "before", "next", "next"), ([], notes, [], copies))
@@ -115,28 +132,28 @@ def stream(file, names, titles):
     for (title, register, moves), rows in zip(stages, streams):
         for step in range(1, 10 if moves else 1):
             share = step / 10
-            flying = [(rows[found, page.WHO].float(), LEFT[register], found + share * (place - found), register,
+            flying = [(rows[found, tutorial.WHO].float(), LEFT[register], found + share * (place - found), register,
                        0.2 + 0.7 * share) for place, found in moves if found > 0]
-            frames.append(stream_frame(page, title, names, len(tokens) - 1, standing + flying))
-        standing = [(digits, LEFT[name], row, name, 1) for name, (columns, _, _) in page.registers.items()
+            frames.append(stream_frame(tutorial, title, names, len(tokens) - 1, standing + flying))
+        standing = [(digits, LEFT[name], row, name, 1) for name, (columns, _, _) in tutorial.registers.items()
                     for row, digits in enumerate(rows[:, columns].float()) if row and digits.abs().min() > 0.5]
         arrow = dict(copies)[len(tokens) - 1] if moves is copies else None
-        frames += [stream_frame(page, title, names, len(tokens) - 1, standing, arrow)] * HOLD
+        frames += [stream_frame(tutorial, title, names, len(tokens) - 1, standing, arrow)] * HOLD
     save(file, frames, 110)
 
 
 def birth():
     """images/birth.gif: the page's training of two layers, every sixth step."""
-    page = functions()
-    unseen = page.twice(0, 20, 1, 64, seed=5)
+    tutorial = load_tutorial()
+    unseen = tutorial.twice(0, 20, 1, 64, seed=5)
     losses, seen = [], []
-    for llama, loss in page.grow(2):
+    for llama, loss in tutorial.grow(2):
         losses.append(loss)
         if len(losses) % 6 == 1 or len(losses) == 300:
-            seen.append((len(losses), page.watch(llama, unseen)[2].detach()))
+            seen.append((len(losses), tutorial.watch(llama, unseen)[2].detach()))
     last = seen[-1][1]
-    heads = {"looks one token back": page.best_heads(page.one_back(last), 1)[0],
-             "copies what followed": page.best_heads(page.copying(last, 20), 1)[0]}
+    heads = {"looks one token back": tutorial.best_heads(tutorial.one_back(last), 1)[0],
+             "copies what followed": tutorial.best_heads(tutorial.copying(last, 20), 1)[0]}
     frames = []
     for step, looks in seen:
         figure = Figure(figsize=(9, 6))
@@ -148,7 +165,7 @@ def birth():
             axes.set_xlabel("the token looked at", fontsize=12)
             axes.set_ylabel("the token that looks", fontsize=12)
         axes = figure.add_axes((0.08, 0.09, 0.87, 0.2))
-        axes.plot(losses[:step], color=page.vermilion, linewidth=2)
+        axes.plot(losses[:step], color=tutorial.vermilion, linewidth=2)
         axes.set(xlim=(0, 300), ylim=(0, 4.5), yticks=[0, 2, 4])
         axes.set_ylabel("loss", fontsize=13)
         axes.set_xlabel(f"training step {step}", fontsize=13)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from cells import functions
+from cells import load_tutorial
 from fontTools.subset import Subsetter
 from fontTools.ttLib import TTFont
 from fontTools.varLib.instancer import instantiateVariableFont
@@ -20,7 +20,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle, Wedge
 from matplotlib.textpath import TextPath
 
-BLUE, GREEN, VERMILION, GREY = (getattr(functions(), name) for name in ("blue", "green", "vermilion", "grey"))
+BLUE, GREEN, VERMILION, GREY = (getattr(load_tutorial(), name) for name in ("blue", "green", "vermilion", "grey"))
 WEIGHT, ACTIVATION, FRAME, TEXT, FADED, PAPER = "#F2C75C", "#BFD7EA", "#F5F5F3", "#222222", "#888888", "#FFFFFF"
 SMALL, NORMAL, LARGE, BIG = 16, 18, 20, 24
 SCRATCH = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
@@ -131,7 +131,13 @@ class Canvas:
         return width
 
     def barcode(self, x, y, width, height, digits, color, word="", strength=1.0):
-        """Stripes for digits, a light tint for -1 and the full colour for 1, the word below; strength fades them."""
+        """Stripes for digits, a light tint for -1 and the full colour for 1, the word below; strength fades them.
+
+        Without digits, an empty box with the word in it.
+        """
+        if digits is None:
+            self.box(x, y, width, height, PAPER, word, edge=GREY, size=17)
+            return
         self.box(x, y, width, height, pale(color, 1 - 0.22 * strength))
         step = width / len(digits)
         for i, digit in enumerate(digits):
@@ -140,7 +146,7 @@ class Canvas:
                                             edgecolor="none", antialiased=False, zorder=4))
         self.write(x + width / 2, y + height + 12, word, SMALL)
 
-    def cells(self, x, y, values, width, height, form="", color=None):
+    def table(self, x, y, values, width, height, form="", color=None):
         """A table from values [rows, columns] in 0..1, grey where nan, with numbers or words from `form` in it."""
         for (i, j), value in np.ndenumerate(values):
             heat = matplotlib.colormaps["Blues"](0.05 + 0.85 * np.clip(value, 0, 1))

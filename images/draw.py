@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-from cells import ROOT, functions, look_alike, read
+from cells import ROOT, load_tutorial, look_alike, read
 from canvas import ACTIVATION, BIG, BLUE, FADED, FRAME, GREEN, GREY, LARGE, PAPER, SMALL
 from canvas import TEXT, VERMILION, WEIGHT, Canvas, pale, width_of
 
@@ -30,7 +30,10 @@ DIAGRAMS = {}
 
 
 def diagram(height, width=720, name=None):
-    """Register draw(p, t, m), by its own name or another, with its size: p is the canvas, m what facts() knows."""
+    """Register draw(p, t, m), by its own name or another, with its size.
+
+    p is the canvas, t("English", "中文") the words in the language that is drawn, m what facts() knows.
+    """
     def register(draw):
         DIAGRAMS[name or draw.__name__] = draw, width, height
         return draw
@@ -48,17 +51,17 @@ def figure(name, language):
 @cache
 def facts():
     """What the diagrams take from the notebook: the 8B's sizes, the prompt's tokens, and how barcodes are made."""
-    page = functions()
-    config = page.defaults | page.llama3_8b
-    shapes = {name.removesuffix(".weight"): list(shape) for name, shape in page.expected_shapes(config).items()}
-    tokenizer = page.load_tokenizer(page.packaged)
-    tokens = page.torch.tensor(page.encode(tokenizer, page.prompt))
+    tutorial = load_tutorial()
+    config = tutorial.defaults | tutorial.llama3_8b
+    shapes = {name.removesuffix(".weight"): list(shape) for name, shape in tutorial.expected_shapes(config).items()}
+    tokenizer = tutorial.load_tokenizer(tutorial.packaged)
+    tokens = tutorial.torch.tensor(tutorial.encode(tokenizer, tutorial.prompt))
     return SimpleNamespace(
-        **config, page=page, tokenizer=tokenizer, tokens=tokens, words=page.show_tokens(tokenizer, tokens),
-        seq=len(tokens), head_dim=config["dim"] // config["n_heads"], ffn_dim=page.ffn_width(config),
-        freqs=page.rope(config, 1, 2).angle()[0].tolist(), row=str([len(tokens), config["dim"]]),
+        **config, tutorial=tutorial, tokenizer=tokenizer, tokens=tokens, words=tutorial.show_tokens(tokenizer, tokens),
+        seq=len(tokens), head_dim=config["dim"] // config["n_heads"], ffn_dim=tutorial.ffn_width(config),
+        freqs=tutorial.rope(config, 1, 2).angle()[0].tolist(), row=str([len(tokens), config["dim"]]),
         shape_of=lambda name: str(shapes.get(name) or shapes["layers.0." + name]),
-        code=lambda word: page.barcode(tokenizer.encode_single_token(word.replace("␣", " "))).tolist())
+        code=lambda word: tutorial.barcode(tokenizer.encode_single_token(word.replace("␣", " "))).tolist())
 
 
 def section_of(cell_id):
@@ -73,12 +76,12 @@ def on_the_prompt():
 
     A namespace of head 0's scores and weights in layer 0, [seq, seq], and all tokens' logits and chances, [vocab_size].
     """
-    m, page = facts(), facts().page
-    llama = page.in_memory(page.narrow, page.write_by_hand(page.narrow), m.tokenizer)
-    logits, streams, looks = page.watch(llama, m.tokens)
-    x = page.rms_norm(streams[0], llama.weights["layers.0.attention_norm.weight"], m.norm_eps).float()
-    q, k = [page.rotate(x @ llama.weights[f"layers.0.attention.{name}.weight"][:m.head_dim].float().T,
-                      page.rope(llama.config, 0, m.seq)) for name in ("wq", "wk")]
+    m, tutorial = facts(), facts().tutorial
+    llama = tutorial.in_memory(tutorial.narrow, tutorial.write_by_hand(tutorial.narrow), m.tokenizer)
+    logits, streams, looks = tutorial.watch(llama, m.tokens)
+    x = tutorial.rms_norm(streams[0], llama.weights["layers.0.attention_norm.weight"], m.norm_eps).float()
+    q, k = [tutorial.rotate(x @ llama.weights[f"layers.0.attention.{name}.weight"][:m.head_dim].float().T,
+                            tutorial.rope(llama.config, 0, m.seq)) for name in ("wq", "wk")]
     return SimpleNamespace(scores=(q @ k.T / m.head_dim ** 0.5).numpy(), weights=looks[0, 0].float().numpy(),
                            logits=logits[-1].numpy(), chances=logits[-1].softmax(dim=-1).numpy())
 
@@ -162,7 +165,7 @@ for place in HIGHLIGHTS:
 @diagram(266)
 def tokens(p, t, m):
     """The prompt as a string, and the pieces it is cut into, each over its id."""
-    p.write(360, 26, repr(m.page.prompt), 17)
+    p.write(360, 26, repr(m.tutorial.prompt), 17)
     p.arrow((360, 40), (360, 62))
     x, y = 20, 86
     for word, number in zip(m.words, m.tokens.tolist()):
@@ -198,7 +201,7 @@ def checkpoint(p, t, m):
         p.write(x + width / 2, y + 33, where, 15, VERMILION)
 
     empty(240, 22, 452, "tok_embeddings")
-    for layer in range(m.page.two_layers["n_layers"]):
+    for layer in range(m.tutorial.two_layers["n_layers"]):
         y = 74 + 106 * layer
         p.write(240, y + 47, f"layers.{layer}", SMALL, align="left", bold=True)
         for row, parts in enumerate((("attention_norm", "wq", "wk", "wv", "wo"), ("ffn_norm", "w1", "w2", "w3"))):
@@ -208,7 +211,7 @@ def checkpoint(p, t, m):
                 empty(452 + step * i, y + 50 * row, step - 6, name, layer)
     empty(240, 284, 206, "norm")
     empty(452, 284, 240, "output")
-    count = len(m.page.expected_shapes(m.page.defaults | m.page.two_layers))
+    count = len(m.tutorial.expected_shapes(m.tutorial.defaults | m.tutorial.two_layers))
     p.write(466, 356, t(f"{count} tensors, every number is 0", f"{count}个张量，每个数都是0"))
     p.write(466, 384, t("§: the section in which you write it", "橙字：在哪一节写它"), 17, VERMILION)
 
@@ -236,7 +239,7 @@ def embedding(p, t, m):
 def barcode(p, t, m):
     """A token's number as a sum of powers of two, its digits, the stripes, and the word under them."""
     word, digits = m.words[-2], m.code(m.words[-2])
-    ones = [value for value, digit in zip(m.page.places.tolist(), digits) if digit > 0]
+    ones = [value for value, digit in zip(m.tutorial.places.tolist(), digits) if digit > 0]
     p.write(280, 28, f"{sum(ones)} = " + " + ".join(str(value) for value in ones), 22, bold=True)
     p.barcode(30, 52, 500, 76, digits, BLUE)
     for i, digit in enumerate(digits):
@@ -248,15 +251,15 @@ def barcode(p, t, m):
 @diagram(330)
 def registers(p, t, m):
     """One row of the stream, the last token's, with the parts that write into it above and below."""
-    page, y = m.page, 122
+    tutorial, y = m.tutorial, 122
     p.box(20, 16, 680, 40, WEIGHT, "tok_embeddings")
-    for x, name, columns, color, word in ((20, "who", page.WHO, BLUE, m.words[-1]),
-                                          (184, "before", page.BEFORE, GREEN, m.words[-2]),
-                                          (348, "next", page.NEXT, VERMILION, "42")):
+    for x, name, columns, color, word in ((20, "who", tutorial.WHO, BLUE, m.words[-1]),
+                                          (184, "before", tutorial.BEFORE, GREEN, m.words[-2]),
+                                          (348, "next", tutorial.NEXT, VERMILION, "42")):
         p.write(x + 76, 106, name, LARGE, color, bold=True)
         p.barcode(x, y, 153, 62, m.code(word), color)
         p.write(x + 76, 200, f"{columns.start}–{columns.stop - 1}", 17)
-    for x, name, column, color in ((514, "one", page.ONE, "#555555"), (558, "first", page.FIRST, GREY)):
+    for x, name, column, color in ((514, "one", tutorial.ONE, "#555555"), (558, "first", tutorial.FIRST, GREY)):
         p.write(x + 8, 106, name, 17, bold=True)
         p.box(x, y, 16, 62, color)
         p.write(x + 8, 200, str(column), 17)
@@ -286,7 +289,7 @@ def rmsnorm(p, t, m):
             (290, 214, mean, ACTIVATION, t("mean", "均方"), 54), (400, 214, scale, ACTIVATION, t("scale", "倍数"), 54),
             (364, 42, weight, WEIGHT, "attention_norm.weight", -16),
             (508, 134, row * scale * weight, ACTIVATION, "x", -16)):
-        p.cells(x, y, numbers[None], 49, 36, [[minus(f"{number:.2g}") for number in numbers]], fill)
+        p.table(x, y, numbers[None], 49, 36, [[minus(f"{number:.2g}") for number in numbers]], fill)
         p.write(x + 24.5 * len(numbers), y + to_name, name, bold=True)
     p.arrows([(114, 170), (114, 212)], [(212, 232), (288, 232)], [(340, 232), (398, 232)], [(212, 152), (411, 152)],
              [(424, 214), (424, 165)], [(437, 152), (458, 152)], [(471, 78), (471, 139)], [(484, 152), (506, 152)])
@@ -302,7 +305,7 @@ def score(p, t, m):
     looked_at, wk = np.array([0, 1, 1, 2]), np.array([[1, 1, 0, 1], [0, 0, 0, 1], [0, 1, 0, 0]])
 
     def cells(x, y, numbers, fill):
-        p.cells(x, y, numbers, 36, 34, [[minus(number) for number in row] for row in numbers], fill)
+        p.table(x, y, numbers, 36, 34, [[minus(number) for number in row] for row in numbers], fill)
 
     for y, name, says, row, table, made in (
             (86, "wq", t("the token that asks", "提问的词元"), asks, wq, t("query", "查询")),
@@ -381,7 +384,7 @@ def mask(p, t, m):
                                    np.where(hidden, "−inf", numbers)),
                                   (534, "weights", np.where(hidden, np.nan, weight), np.where(hidden, "0", shares))):
         p.write(x + count * width / 2, 36, name, LARGE, bold=True)
-        p.cells(x, top, shades, width, height, form)
+        p.table(x, top, shades, width, height, form)
     p.arrows([(190, 142), (268, 142)], [(450, 142), (528, 142)])
     p.write(489, 124, "softmax", 17)
     p.write(360, 244, t("grey: the future", "灰色：掩住"))
@@ -391,25 +394,23 @@ def mask(p, t, m):
 @diagram(354)
 def values(p, t, m):
     """The fourth token's weights times the values, which are barcodes, added up to its row of the head's output."""
-    here, wide = 3, 9 * m.page.DIGITS
+    here, wide = 3, 9 * m.tutorial.DIGITS
     p.named(226, 32, f"weights[{here}]", f"[{m.seq}]")
     p.named(382, 32, "v", f"[{m.seq}, {m.head_dim}]")
     p.named(608, 32, t("weight × value", "权重 × 值"))
     for j, weight in enumerate(on_the_prompt().weights[here, :here + 1]):
-        y, code = 84 + 46 * j, m.page.barcode(m.tokens[j]).tolist()
+        y, code = 84 + 46 * j, m.tutorial.barcode(m.tokens[j]).tolist() if j else None
         p.token(14, y, m.words[j], width=166, size=17)
-        p.cells(200, y - 16, np.array([[weight]]), 54, 34, [[f"{weight:.2f}"]])
+        p.table(200, y - 16, np.array([[weight]]), 54, 34, [[f"{weight:.2f}"]])
         p.sign(278, y, "×")
         p.arrow((468, y), (522, y))
         p.box(532, y - 15, wide, 30, "none", edge=GREY, line=1)
+        p.barcode(306, y - 15, wide, 30, code, BLUE, "" if j else t("nothing", "空"))
         if j:
-            p.barcode(306, y - 15, wide, 30, code, BLUE)
             p.barcode(532, y - 15, wide, 30, code, BLUE, strength=float(weight))
-        else:
-            p.box(306, y - 15, wide, 30, PAPER, t("nothing", "空"), edge=GREY, size=17)
     p.arrow((608, 242), (608, 294))
     p.sign(608, 266, "+")
-    p.barcode(532, 298, wide, 30, m.page.barcode(m.tokens[here - 1]).tolist(), BLUE, m.words[here - 1])
+    p.barcode(532, 298, wide, 30, m.tutorial.barcode(m.tokens[here - 1]).tolist(), BLUE, m.words[here - 1])
     word = m.words[here]
     p.write(514, 313, t(f"the head's output for {word}", f"这个头给{word}的输出"), align="right", bold=True)
 
@@ -426,18 +427,15 @@ def rest(p, t, m):
     p.write(482, 22, t("the last 17", "最后17个数"), 17)
     p.write(664, 22, t("votes", "票数"), 17)
     p.write(228, 62, t(f"query of {asks}", f"{asks}的查询"), 17, align="right", bold=True)
-    p.box(266, 44, 60, 36, ACTIVATION, str(m.page.DIGITS - 1), size=17)
+    p.box(266, 44, 60, 36, ACTIVATION, str(m.tutorial.DIGITS - 1), size=17)
     p.barcode(356, 44, 252, 36, m.code(asks), BLUE, asks)
     for i, (word, first, before) in enumerate(keys):
         y = 112 + 62 * i
         p.write(228, y + 18, t(f"key of {word}", f"{word}的键"), 17, align="right")
         p.box(266, y, 60, 36, ACTIVATION if first else FRAME, str(first), size=17)
-        votes = first * (m.page.DIGITS - 1)
-        if before:
-            p.barcode(356, y, 252, 36, m.code(before), GREEN, before)
-            votes += int(np.dot(m.code(asks), m.code(before)))
-        else:
-            p.box(356, y, 252, 36, PAPER, t("nothing", "空"), edge=GREY, size=17)
+        code = m.code(before) if before else None
+        p.barcode(356, y, 252, 36, code, GREEN, before or t("nothing", "空"))
+        votes = first * (m.tutorial.DIGITS - 1) + (int(np.dot(m.code(asks), code)) if before else 0)
         p.write(664, y + 18, minus(votes), LARGE, VERMILION if before == asks else TEXT, bold=True)
 
 
@@ -540,8 +538,8 @@ def cut(p, t, m):
         p.arrow((x, 182), (x, 71), color=VERMILION if name == "k" else TEXT)
         p.write(x + 12, 92, name, LARGE, VERMILION if name == "k" else TEXT, "left", bold=True)
     p.sign(546, 140, "−", VERMILION)
-    p.link((300, 115), (360, 115), (360, 140), (438, 140), color=GREEN, line=2)
-    p.link((454, 140), (533, 140), color=GREEN, line=2)
+    p.link((300, 115), (360, 115), (360, 140), (438, 140), color=GREEN)
+    p.link((454, 140), (533, 140), color=GREEN)
     p.write(360, 250, t("for the keys alone, its mean replaces what (16, 0) wrote",
                         "只有键读不到(16, 0)写下的，读到的是它的平均"), LARGE, VERMILION, bold=True)
 

@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path.insert(0, str(ROOT / "tools"))
 # ruff: noqa: E402
-from cells import functions, read
+from cells import load_tutorial, read
 from nbconvert.exporters import TemplateExporter
 from nbconvert.filters import Highlight2HTML
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
@@ -30,8 +30,8 @@ from PIL import Image
 from play import play
 
 PAGES = {"llama3_from_scratch.ipynb": "index.html", "llama3_from_scratch_zh.ipynb": "zh.html"}
-WORDS = json.loads((HERE / "words.json").read_text(encoding="utf-8"))     # what the frame says, by page
-PLOTS = json.loads((HERE / "plots.json").read_text(encoding="utf-8"))     # what the plots show, by cell and page
+WORDS = json.loads((HERE / "words.json").read_text(encoding="utf-8"))          # what the frame says, by page
+ALT_TEXTS = json.loads((HERE / "alt_texts.json").read_text(encoding="utf-8"))  # what the plots show, by cell and page
 IMG = re.compile(r'<img((?:\s+[\w-]+="[^"]*")*)\s*/?>')
 
 
@@ -121,7 +121,7 @@ class Renderer(IPythonRenderer):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(base64.b64decode(output.data["image/png"]))
         wide, high = size(path)
-        return box(name, PLOTS[cell.id][self.name][n], wide, wide, high)
+        return box(name, ALT_TEXTS[cell.id][self.name][n], wide, wide, high)
 
 
 def box(src, alt, width, wide, high):
@@ -190,7 +190,7 @@ def main(folder, source=None):
     for notebook in PAGES:
         tutorial(notebook, folder, source)
     for language, texts in play.TEXTS.items():
-        (folder / texts["file"]).write_text(play.html_of(language, functions()), encoding="utf-8")
+        (folder / texts["file"]).write_text(play.html_of(language, load_tutorial()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""A headless Chromium for the tests of the web edition: files opened in it, and what it has to complain of."""
+"""For the tests of the web edition: its files, a headless Chromium that opens them, and what that complains of."""
 import json
 import shutil
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import pytest
+from cells import ROOT
 from selenium import webdriver
 from selenium.webdriver.support.ui import WebDriverWait
 
@@ -12,6 +15,16 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-
          "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
          "--force-prefers-reduced-motion"]
 needs_chromium = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium and its driver")
+# where the files of the repository can be read, as `built_in` says
+SOURCE = "https://host/main"
+
+
+def built_in(scratch):
+    """A folder in `scratch`, whose name wants quoting, with what the one command makes."""
+    folder = scratch / "a page 页#1"
+    command = [sys.executable, ROOT / "site" / "build.py", folder, "--source", SOURCE]
+    subprocess.run(command, check=True, cwd=scratch)
+    return folder
 
 
 @contextmanager

@@ -1,30 +1,9 @@
-"""What the tests ask of the machine that they run on: a disk that is full, links, one thread, no windows."""
-import shutil
+"""What the tests ask of the machine that they run on: one thread, no windows."""
 from contextlib import contextmanager
 
 import matplotlib.pyplot as plt
 import pytest
 import torch
-
-
-@contextmanager
-def files_limited_to(size):
-    """No file of this process and its children can grow beyond `size` bytes for a while, as on a full disk."""
-    resource = pytest.importorskip("resource", reason="this system cannot limit the size of files")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def link_or_copy(place, folder):
-    """Make `place` a link to `folder`, or a copy where this system has no links or keeps them from its users."""
-    try:
-        place.symlink_to(folder, target_is_directory=True)
-    except (OSError, NotImplementedError):
-        shutil.copytree(folder, place)
 
 
 @contextmanager

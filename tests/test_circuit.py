@@ -1,9 +1,9 @@
 """What section 13 claims of SmolLM2 holds on texts that the page does not show: other seeds, lengths and countries."""
 import pytest
 import torch
-from cells import functions
+from cells import load_tutorial
 
-page = functions()
+tutorial = load_tutorial()
 PREVIOUS, INDUCTION = (16, 0), [(17, 3), (17, 4), (17, 5), (18, 6), (18, 7)]
 pytestmark = pytest.mark.slow
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 def smol32(smol):
     """SmolLM2-135M in float32."""
     weights = {name: weight.float() for name, weight in smol.weights.items()}
-    return page.in_memory(smol.config, weights, smol.tokenizer)
+    return tutorial.in_memory(smol.config, weights, smol.tokenizer)
 
 
 @pytest.fixture(scope="module", params=[(18, 101), (30, 102), (40, 103)], ids=str)
@@ -20,101 +20,100 @@ def texts(request, smol32):
     """Three texts of n random tokens given twice, int64 [3, 2 * n + 1], and n."""
     n, seed = request.param
     begin = smol32.tokenizer.encode_single_token("<|begin_of_text|>")
-    return torch.stack([page.twice(begin, n, 1000, 20000, seed + 10 * i) for i in range(3)]), n
+    return torch.stack([tutorial.twice(begin, n, 1000, 20000, seed + 10 * i) for i in range(3)]), n
 
 
 @torch.inference_mode()
 def share_right(smol32, texts, tap):
     """The share of the repeated tokens that `smol32` with `tap` guesses right."""
     tokens, n = texts
-    said = torch.stack([page.forward(smol32, text, tap=tap)[n + 1:-1].argmax(dim=-1) for text in tokens])
+    said = torch.stack([tutorial.forward(smol32, text, tap=tap)[n + 1:-1].argmax(dim=-1) for text in tokens])
     return (said == tokens[:, n + 2:]).float().mean().item()
 
 
 def test_the_path_goes_through_the_keys(smol32, texts):
     """What (16, 0) writes, hidden from the keys of layers 17 and 18, ends the copying; from queries or values, not."""
-    whole = share_right(smol32, texts, page.leave)
+    whole = share_right(smol32, texts, tutorial.leave)
     assert whole > 0.4
-    assert share_right(smol32, texts, page.cut(smol32, [PREVIOUS], "k", (17, 18))) < 0.1
+    assert share_right(smol32, texts, tutorial.cut(smol32, [PREVIOUS], "k", (17, 18))) < 0.1
     for writer, reader in ((PREVIOUS, "q"), (PREVIOUS, "v"), ((11, 1), "k")):
-        assert share_right(smol32, texts, page.cut(smol32, [writer], reader, (17, 18))) > 0.6 * whole
+        assert share_right(smol32, texts, tutorial.cut(smol32, [writer], reader, (17, 18))) > 0.6 * whole
 
 
 @torch.inference_mode()
-def weights_on(smol32, texts, tap, further=0):
-    """The weight of (17, 3) and of (18, 6) on what followed, or on what stands `further`, with `tap`; float32 [2]."""
+def weights_on(smol32, texts, tap, further=0, shuffled=False):
+    """The weight of (17, 3) and of (18, 6), in the second copy, on what followed each token in the first; float32 [2].
+
+    Or on what stands `further`; with `shuffled`, the second copy is in another order.
+    """
     tokens, n = texts
     weights = []
-    for text in tokens:
-        found = {}
-        page.forward(smol32, text, tap=page.both(tap, page.note(found)))
-        both = torch.stack([found["weights", 17][3], found["weights", 18][6]])
-        weights.append(both[:, n + 1:].diagonal(2 + further, dim1=1, dim2=2).mean(dim=-1))
+    for seed, text in enumerate(tokens):
+        order, found = torch.arange(n), {}
+        if shuffled:
+            order = torch.randperm(n, generator=torch.Generator().manual_seed(seed + n))
+        told = torch.cat((text[:n + 1], text[1:n + 1][order]))
+        tutorial.forward(smol32, told, tap=tutorial.both(tap, tutorial.note(found)))
+        looks = torch.stack([found["weights", 17][3], found["weights", 18][6]])
+        weights.append(looks[:, torch.arange(n + 1, 2 * n + 1), order + 2 + further].mean(dim=-1))
     return torch.stack(weights).mean(dim=0)
 
 
 def test_each_head_reads_for_itself(smol32, texts):
     """Hidden from one layer's keys, what (16, 0) writes is missed by that layer's head alone."""
     for layer, blind, sees in ((17, 0, 1), (18, 1, 0)):
-        weights = weights_on(smol32, texts, page.cut(smol32, [PREVIOUS], "k", (layer,)))
+        weights = weights_on(smol32, texts, tutorial.cut(smol32, [PREVIOUS], "k", (layer,)))
         assert weights[blind] < 0.1 and weights[sees] > 0.5
 
 
 def test_notes_name_a_token(smol32, texts):
     """Notes that stand one place late lead a place too far."""
-    late = page.cut(smol32, [PREVIOUS], "k", (17, 18), page.one_late)
+    late = tutorial.cut(smol32, [PREVIOUS], "k", (17, 18), tutorial.one_late)
     assert weights_on(smol32, texts, late).max() < 0.2 and weights_on(smol32, texts, late, further=1).min() > 0.4
 
 
-@torch.inference_mode()
 def test_one_token_is_enough(smol32, texts):
     """With the second copy shuffled, both heads still look at what followed the same token, if they can read notes."""
-    tokens, n = texts
-    for tap, least, most in ((page.leave, 0.4, 1), (page.cut(smol32, [PREVIOUS], "k", (17, 18)), 0, 0.1)):
-        shares = []
-        for seed, text in enumerate(tokens):
-            order, found = torch.randperm(n, generator=torch.Generator().manual_seed(seed + n)), {}
-            page.forward(smol32, torch.cat((text[:n + 1], text[1:n + 1][order])), tap=page.both(tap, page.note(found)))
-            looks = torch.stack([found["weights", 17][3], found["weights", 18][6]])
-            shares.append(looks[:, torch.arange(n + 1, 2 * n + 1), order + 2].mean(dim=-1))
-        assert ((torch.stack(shares).mean(dim=0) >= least) & (torch.stack(shares).mean(dim=0) <= most)).all()
+    assert weights_on(smol32, texts, tutorial.leave, shuffled=True).min() >= 0.4
+    hidden = tutorial.cut(smol32, [PREVIOUS], "k", (17, 18))
+    assert weights_on(smol32, texts, hidden, shuffled=True).max() <= 0.1
 
 
 @pytest.mark.parametrize("country, capital", [("Italy", "Rome"), ("Russia", "Moscow"), ("Egypt", "Cairo"),
                                              ("England", "London")])
 def test_one_head_brings_the_country(smol32, country, capital):
     """Asked for France's capital with what (23, 4) brought for another country, the model names that one's."""
-    tokens = {name: torch.tensor(page.encode(smol32.tokenizer, f"The capital of {name} is"))
+    tokens = {name: torch.tensor(tutorial.encode(smol32.tokenizer, f"The capital of {name} is"))
               for name in ("France", country)}
     found = {}
-    page.forward(smol32, tokens[country], tap=page.note(found))
+    tutorial.forward(smol32, tokens[country], tap=tutorial.note(found))
     for heads, named in (([4], capital), ([0, 1, 2, 3, 5, 6, 7, 8], "Paris")):
-        swapped = page.forward(smol32, tokens["France"], tap=page.swap(23, heads, found["heads", 23]))
+        swapped = tutorial.forward(smol32, tokens["France"], tap=tutorial.swap(23, heads, found["heads", 23]))
         assert smol32.tokenizer.decode([swapped[-1].argmax().item()]) == f" {named}"
 
 
 def test_other_heads_may_go(smol32, texts):
     """Without the induction heads, or (16, 0), little is copied; without as many others of the same layers, most is."""
-    whole = share_right(smol32, texts, page.leave)
-    assert share_right(smol32, texts, page.without(INDUCTION)) < 0.15
-    assert share_right(smol32, texts, page.without([PREVIOUS])) < 0.3
+    whole = share_right(smol32, texts, tutorial.leave)
+    assert share_right(smol32, texts, tutorial.without(INDUCTION)) < 0.15
+    assert share_right(smol32, texts, tutorial.without([PREVIOUS])) < 0.3
     others = [(17, 0), (17, 7), (17, 8), (18, 1), (18, 3)]
-    assert share_right(smol32, texts, page.without(others)) > 0.7 * whole
+    assert share_right(smol32, texts, tutorial.without(others)) > 0.7 * whole
 
 
 def test_heads_are_found_again(smol32, texts):
     """The measures name the same previous-token head, and at least four of the five induction heads."""
     tokens, n = texts
-    looks = torch.stack([page.watch(smol32, text)[2] for text in tokens])
-    assert page.best_heads(page.one_back(looks).mean(0), 1) == [PREVIOUS]
-    assert len({*page.best_heads(page.copying(looks, n).mean(0), 5)} & {*INDUCTION}) >= 4
+    looks = torch.stack([tutorial.watch(smol32, text)[2] for text in tokens])
+    assert tutorial.best_heads(tutorial.one_back(looks).mean(0), 1) == [PREVIOUS]
+    assert len({*tutorial.best_heads(tutorial.copying(looks, n).mean(0), 5)} & {*INDUCTION}) >= 4
 
 
 def test_the_weights_name_the_partner(smol32, monkeypatch):
     """Of all keys from layer 17 on, (16, 0) fits the induction heads' best; no head before it fits half as well."""
-    monkeypatch.setitem(page.fit.__globals__, "fine_weights", smol32.weights)
-    fits = {(layer, head): page.fit((layer, head), PREVIOUS) for layer in range(17, 30) for head in (0, 3, 6)}
+    monkeypatch.setitem(tutorial.fit.__globals__, "fine_weights", smol32.weights)
+    fits = {(layer, head): tutorial.fit((layer, head), PREVIOUS) for layer in range(17, 30) for head in (0, 3, 6)}
     best = sorted(fits, key=fits.get)[-2:]
     assert {*best} == {(17, 3), (18, 6)}
     for reader in best:
-        assert max(page.fit(reader, divmod(i, 9)) for i in range(16 * 9)) < fits[reader] / 2
+        assert max(tutorial.fit(reader, divmod(i, 9)) for i in range(16 * 9)) < fits[reader] / 2

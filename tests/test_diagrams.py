@@ -16,7 +16,7 @@ every_diagram = pytest.mark.parametrize("name, language", [*itertools.product(dr
 
 @pytest.mark.parametrize("name", ["stream", "zh/stream", "birth"])
 def test_moving_pictures_are_new(name):
-    """They bear the hash of the code that draws them: of images/animate.py and of the page's functions."""
+    """They bear the hash of the code that draws them: of images/animate.py and of what they use of the page."""
     assert not animate.is_old(name), "run python images/animate.py"
 
 

@@ -3,6 +3,7 @@ import base64
 import contextlib
 import io
 import itertools
+import math
 from functools import lru_cache
 from types import SimpleNamespace
 
@@ -10,11 +11,60 @@ import fairscale.nn.model_parallel.initialize as model_parallel
 import pytest
 import torch
 import torch.distributed
-from cells import functions
-from llama_models.llama3.model import precompute_freqs_cis
-from reference_models import MODELS, WIDTH_256, meta_model, random_llama, random_tokens
+from cells import load_tutorial
+from llama_models.llama3.args import ModelArgs
+from llama_models.llama3.model import Transformer, precompute_freqs_cis
 
-page = functions()
+tutorial = load_tutorial()
+
+WIDTH_256 = {
+    "dim": 256, "n_layers": 3, "n_heads": 8, "n_kv_heads": 2, "vocab_size": 1000, "multiple_of": 256,
+    "ffn_dim_multiplier": 1.3, "norm_eps": 1e-5, "rope_theta": 500000.0}
+ONE_LAYER = WIDTH_256 | {"n_layers": 1, "n_heads": 32, "n_kv_heads": 8}
+MODELS = {
+    "grouped": WIDTH_256,
+    "multi-head": WIDTH_256 | {"n_kv_heads": 8},
+    "single KV head": WIDTH_256 | {"n_kv_heads": 1},
+    "other sizes": WIDTH_256 | {"dim": 512, "n_heads": 4, "ffn_dim_multiplier": None, "multiple_of": 32,
+                                "norm_eps": 1e-2, "rope_theta": 10000.0},
+    "8B widths": ONE_LAYER | {"dim": 4096, "multiple_of": 1024},
+    "3B widths": ONE_LAYER | {"dim": 3072, "n_heads": 24, "ffn_dim_multiplier": 1.0},
+    "1B widths": ONE_LAYER | {"dim": 2048, "ffn_dim_multiplier": 1.5}}
+
+
+def random_llama(params, dtype=torch.bfloat16):
+    """A model as the notebook's `load_llama` returns it, with seeded normal weights.
+
+    Each weight is cut from one repeated row of numbers: a wide model would take seconds to draw.
+    """
+    config = tutorial.defaults | params
+    noise = torch.randn(1_000_003, generator=torch.Generator().manual_seed(0))
+    weights = {}
+    for name, shape in tutorial.expected_shapes(config).items():
+        mean, std = (1, 0.3) if len(shape) == 1 else (0, 1) if "embeddings" in name else (0, shape[1] ** -0.5)
+        shift, size = len(weights), math.prod(shape)
+        numbers = noise.roll(shift).repeat(1 + size // len(noise))[:size].view(shape)
+        weights[name] = (numbers * std + mean).to(dtype)
+    return SimpleNamespace(config=config, weights=weights)
+
+
+def meta_model(llama, params):
+    """Meta's Transformer (llama3/model.py) with the very tensors of `llama`, sizes from `params` as in params.json.
+
+    Raises RuntimeError where Meta's names or shapes are others.
+    """
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        model = Transformer(ModelArgs(**params | {"max_batch_size": 1, "max_seq_len": 700}))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    model.load_state_dict(llama.weights, assign=True)
+    return model
+
+
+def random_tokens(config, n):
+    """Seeded token ids, int64 [n]."""
+    return torch.randint(config["vocab_size"], (n,), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,7 +82,7 @@ def agree_in_steps(llama, model, tokens, lengths):
     """Whether both give the same bits for `tokens` fed in chunks of `lengths`, each with its own cache."""
     cache, start, same = {}, 0, []
     for chunk in tokens.split(lengths):
-        same.append(torch.equal(page.forward(llama, chunk, cache), model(chunk[None], start)[0]))
+        same.append(torch.equal(tutorial.forward(llama, chunk, cache), model(chunk[None], start)[0]))
         start += len(chunk)
     return all(same)
 
@@ -40,9 +90,8 @@ def agree_in_steps(llama, model, tokens, lengths):
 @lru_cache(maxsize=1)
 def pair(name):
     """The notebook's model and Meta's for MODELS[name]; the last pair is kept for the next test."""
-    params = {key: value for key, value in MODELS[name].items() if key != "tied"}
     llama = random_llama(MODELS[name])
-    return llama, meta_model(llama, params)
+    return llama, meta_model(llama, MODELS[name])
 
 
 LENGTHS = [[17], [1], [17] + 6 * [1], [11, 6], [1, 5, 11]]
@@ -68,8 +117,8 @@ def test_gaps_of_params_json_are_filled_as_meta_fills_them(tmp_path, params):
     full = {"n_kv_heads": 8} | {key: value for key, value in params.items() if value is not None}
     lines = b"".join(base64.b64encode(b"%d" % rank) + b" %d\n" % rank for rank in range(1000 - 256))
     (tmp_path / "tokenizer").write_bytes(lines)
-    page.save_checkpoint(tmp_path / "model", params, random_llama(full).weights, tmp_path / "tokenizer")
-    llama = page.load_llama(tmp_path / "model")
+    tutorial.save_checkpoint(tmp_path / "model", params, random_llama(full).weights, tmp_path / "tokenizer")
+    llama = tutorial.load_llama(tmp_path / "model")
     model = meta_model(llama, params)
     assert agree_in_steps(llama, model, random_tokens(llama.config, 601), [600, 1])
 
@@ -81,17 +130,17 @@ def test_rotations_are_metas(head_dim, theta, scaled):
     config = {"dim": 4 * head_dim, "n_heads": 4, "rope_theta": theta, "use_scaled_rope": scaled,
               "rope_scaling_factor": 8}
     reference = precompute_freqs_cis(head_dim, 131072, theta, scaled)
-    assert torch.equal(page.rope(config, 0, 131072), reference)
-    assert torch.equal(page.rope(config, 100000, 100017), reference[100000:100017])
+    assert torch.equal(tutorial.rope(config, 0, 131072), reference)
+    assert torch.equal(tutorial.rope(config, 100000, 100017), reference[100000:100017])
 
 
 @pytest.mark.slow
 def test_smollm2_is_metas(smol):
     """A trained model of 30 layers: a sentence, then 8 greedy tokens with the cache, the same bits."""
     model = meta_model(smol, smol.config)
-    new, start, cache = page.encode(smol.tokenizer, "The lighthouse keeper told me that the sea is"), 0, {}
+    new, start, cache = tutorial.encode(smol.tokenizer, "The lighthouse keeper told me that the sea is"), 0, {}
     for _ in range(9):
-        ours = page.forward(smol, torch.tensor(new), cache)
+        ours = tutorial.forward(smol, torch.tensor(new), cache)
         assert torch.equal(ours, model(torch.tensor([new]), start)[0])
         start, new = start + len(new), [ours[-1].argmax().item()]
 
@@ -99,8 +148,8 @@ def test_smollm2_is_metas(smol):
 @pytest.mark.slow
 def test_written_model_is_metas(tmp_path):
     """The written model at true 8B shapes; Meta's model has its numbers side by side, as `forward` multiplies them."""
-    page.write_stand_in(tmp_path / "written-2layers")
-    llama = page.load_llama(tmp_path / "written-2layers")
+    tutorial.write_stand_in(tmp_path / "written-2layers")
+    llama = tutorial.load_llama(tmp_path / "written-2layers")
     dense = SimpleNamespace(weights={name: weight.contiguous() for name, weight in llama.weights.items()})
     assert agree_in_steps(llama, meta_model(dense, llama.config), random_tokens(llama.config, 17), [16, 1])
 
@@ -113,9 +162,9 @@ def test_any_dtype(name, dtype, tolerance):
     llama = random_llama(MODELS[name], dtype)
     exact = SimpleNamespace(weights={key: weight.float() for key, weight in llama.weights.items()})
     tokens, cache = random_tokens(llama.config, 20), {}
-    whole = page.forward(llama, tokens)
+    whole = tutorial.forward(llama, tokens)
     assert (whole - meta_model(exact, MODELS[name])(tokens[None], 0)[0]).abs().max() <= tolerance
-    parts = torch.cat([page.forward(llama, part, cache) for part in tokens.split(15)])
+    parts = torch.cat([tutorial.forward(llama, part, cache) for part in tokens.split(15)])
     assert (parts - whole).abs().max() <= max(tolerance, 1e-4)
     assert cache[0][0].dtype == dtype and parts.dtype == torch.float32
 
@@ -132,8 +181,8 @@ def test_taps_see_all_and_change_nothing():
         seen.append((name, layer))
         return x.clone()
 
-    assert torch.equal(page.forward(llama, tokens, tap=copy), page.forward(llama, tokens))
+    assert torch.equal(tutorial.forward(llama, tokens, tap=copy), tutorial.forward(llama, tokens))
     assert seen == [(name, layer) for layer in range(3) for name in TAPS] + [("stream", 3)]
     ours, theirs = {}, {}
     for chunk in tokens.split([11, 1]):
-        assert torch.equal(page.forward(llama, chunk, ours, copy), page.forward(llama, chunk, theirs))
+        assert torch.equal(tutorial.forward(llama, chunk, ours, copy), tutorial.forward(llama, chunk, theirs))

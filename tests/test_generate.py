@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cells import functions
+from cells import load_tutorial
 from llama_models.datatypes import RawMessage
 from llama_models.llama3.chat_format import ChatFormat
 from llama_models.llama3.tokenizer import Tokenizer
 
-page = functions()
+tutorial = load_tutorial()
 
 
 def meta_sample_top_p():
@@ -33,7 +33,7 @@ def test_sample_draws_what_meta_draws(temperature, top_p):
     torch.manual_seed(3)
     meta = [sample_top_p((row[None] / temperature).softmax(dim=-1), top_p).item() for row in logits]
     torch.manual_seed(3)
-    assert [page.sample(row, temperature, top_p) for row in logits] == meta
+    assert [tutorial.sample(row, temperature, top_p) for row in logits] == meta
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def puppet(monkeypatch):
             logits[-1, next(ids)] = 1
             return logits
 
-        monkeypatch.setitem(page.generate.__globals__, "forward", forward)
+        monkeypatch.setitem(tutorial.generate.__globals__, "forward", forward)
         return asked
     return say
 
@@ -57,7 +57,7 @@ def puppet(monkeypatch):
 @pytest.fixture(scope="module")
 def empty():
     """Meta's tokenizer and a `max_seq_len` of 20: a model with nothing in it."""
-    tokenizer = page.load_tokenizer(page.packaged)
+    tokenizer = tutorial.load_tokenizer(tutorial.packaged)
     return SimpleNamespace(tokenizer=tokenizer, config={"max_seq_len": 20}, weights={})
 
 
@@ -66,7 +66,7 @@ def test_generate_stops_at_end_tokens(empty, puppet, end):
     """The end token is not in the text, and nothing is asked of the model after it."""
     ids = empty.tokenizer.encode("yes and no")
     asked = puppet(ids + [empty.tokenizer.encode_single_token(end)] + ids)
-    assert page.generate(empty, "so", max_new_tokens=10) == "yes and no"
+    assert tutorial.generate(empty, "so", max_new_tokens=10) == "yes and no"
     assert len(asked) == len(ids) + 1
 
 
@@ -75,15 +75,15 @@ def test_generate_goes_on_until_max_new_tokens(empty, puppet):
     ids = [empty.tokenizer.encode_single_token("<|start_header_id|>"), *empty.tokenizer.encode(
         "<|eot_id|>!", disallowed_special=())]
     asked = puppet(ids)
-    text = page.generate(empty, "so", max_new_tokens=len(ids))
+    text = tutorial.generate(empty, "so", max_new_tokens=len(ids))
     assert text == "<|start_header_id|><|eot_id|>!"
-    assert asked == [page.encode(empty.tokenizer, "so")] + [[token] for token in ids[:-1]]
+    assert asked == [tutorial.encode(empty.tokenizer, "so")] + [[token] for token in ids[:-1]]
 
 
 def test_generate_takes_ids_as_they_are(empty, puppet):
     """No <|begin_of_text|> before a list of ids."""
     asked = puppet([1, 2, 3])
-    page.generate(empty, [9906, 11, 1917], max_new_tokens=3)
+    tutorial.generate(empty, [9906, 11, 1917], max_new_tokens=3)
     assert asked == [[9906, 11, 1917], [1], [2]]
 
 
@@ -91,9 +91,9 @@ def test_generate_refuses_what_is_too_long(empty, puppet):
     """Prompt and answer may fill max_seq_len; one more is an error that says so, before any arithmetic."""
     asked = puppet(range(10))
     with pytest.raises(ValueError, match="20 tokens"):
-        page.generate(empty, list(range(11)), max_new_tokens=10)
+        tutorial.generate(empty, list(range(11)), max_new_tokens=10)
     assert asked == []
-    page.generate(empty, list(range(10)), max_new_tokens=10)
+    tutorial.generate(empty, list(range(10)), max_new_tokens=10)
     assert len(asked) == 10
 
 
@@ -102,17 +102,17 @@ def test_stream_prints_what_is_returned(empty, puppet, capsys, text):
     """Each character comes once and whole, also where it spans tokens; without `stream`, nothing is printed."""
     ids = empty.tokenizer.encode(text)
     puppet(ids)
-    assert page.generate(empty, [1], max_new_tokens=len(ids)) == text
+    assert tutorial.generate(empty, [1], max_new_tokens=len(ids)) == text
     assert capsys.readouterr() == ("", "")
     puppet(ids)
-    assert page.generate(empty, [1], max_new_tokens=len(ids), stream=True) == text
+    assert tutorial.generate(empty, [1], max_new_tokens=len(ids), stream=True) == text
     assert capsys.readouterr() == (text, "")
 
 
 def test_stream_waits_for_the_rest_of_a_character(empty, puppet, capsys):
     """A text that breaks off in the middle of a character is printed as it is returned."""
     puppet(empty.tokenizer.encode("🦙")[:-1])
-    text = page.generate(empty, [1], max_new_tokens=2, stream=True)
+    text = tutorial.generate(empty, [1], max_new_tokens=2, stream=True)
     assert capsys.readouterr().out == text == "\ufffd"
 
 
@@ -132,4 +132,4 @@ def test_chat_prompt_is_metas(empty, name):
     """The ids of Meta's chat_format.py, `ChatFormat.encode_dialog_prompt`."""
     messages = [RawMessage(role=role, content=content) for role, content in DIALOGS[name]]
     meta = ChatFormat(Tokenizer.get_instance()).encode_dialog_prompt(messages).tokens
-    assert page.chat_prompt(empty.tokenizer, DIALOGS[name]) == meta
+    assert tutorial.chat_prompt(empty.tokenizer, DIALOGS[name]) == meta

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from browser import chromium, complaints, needs_chromium, open_page
-from cells import functions
+from browser import complaints, needs_chromium, open_page
+from cells import load_tutorial
 from play import play
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -22,7 +22,7 @@ LANGUAGES = list(play.TEXTS)
 @pytest.fixture(scope="module")
 def six_digits():
     """The tutorial's functions with barcodes of 6 digits."""
-    return play.with_six_digits(functions())
+    return play.with_six_digits(load_tutorial())
 
 
 def knowing_the_answer(six_digits):
@@ -34,7 +34,7 @@ def knowing_the_answer(six_digits):
 
 def grown():
     """The tutorial's Llama of two layers after its 300 steps of training, which no longer asks for gradients."""
-    *_, (llama, _) = functions().grow(2)
+    *_, (llama, _) = load_tutorial().grow(2)
     weights = {name: weight.detach() for name, weight in llama.weights.items()}
     return SimpleNamespace(config=llama.config, weights=weights)
 
@@ -78,15 +78,13 @@ def test_both_languages_say_the_same():
 
 
 @pytest.fixture
-def open_play(tmp_path):
+def open_play(site_folder, browser):
     """Opens the page in a language in Chromium, in a width; at the end the console has told no error."""
-    with chromium(tmp_path / "profile") as browser:
-        def opened_in(language, width=1280):
-            (tmp_path / "play.html").write_text(play.html_of(language, functions()), encoding="utf-8")
-            return open_page(browser, tmp_path / "play.html", width)
+    def opened_in(language, width=1280):
+        return open_page(browser, site_folder / play.TEXTS[language]["file"], width)
 
-        yield opened_in
-        assert complaints(browser) == []
+    yield opened_in
+    assert complaints(browser) == []
 
 
 def typed(browser, text):

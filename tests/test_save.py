@@ -5,7 +5,16 @@ import io
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
-from save import carry_over, check_copy, hash_of, keep_outputs, mark_translated, outdated
+from save import (
+    carry_over,
+    check_copy,
+    hash_of,
+    keep_outputs,
+    mark_translated,
+    outdated,
+    print_differences,
+    run_from_nothing,
+)
 
 
 def square(brightness):
@@ -36,19 +45,36 @@ def run(texts="123", sources="abc", picture=NEW, tags=()):
     return new_notebook(cells=cells)
 
 
-@pytest.mark.parametrize("texts, sources, picture, tags, measure, stay", [
-    ("123", "abc", NEW, [], False, [True, True, True]),
-    ("1x3", "abc", NEW, [], False, [True, False, False]),
-    ("123", "abx", NEW, [], False, [True, True, False]),
-    ("123", "xbc", NOISY, [], False, [True, True, True]),
-    ("1x3", "abc", NOISY, [], False, [True, False, True]),
-    ("1x3", "abc", NEW, ["nbval-ignore-output"], False, [True, True, True]),
-    ("1x3", "abc", NEW, ["nbval-ignore-output"], True, [True, False, True])])
-def test_only_noise_is_taken_back(texts, sources, picture, tags, measure, stay):
-    """A picture stays if it looks the same, or all so far is what it was; a measurement until it is asked for."""
+@pytest.mark.parametrize("texts, sources, picture, tags, stay", [
+    ("123", "abc", NEW, [], [True, True, True]),
+    ("1x3", "abc", NEW, [], [True, False, False]),
+    ("123", "abx", NEW, [], [True, True, False]),
+    ("123", "xbc", NOISY, [], [True, True, True]),
+    ("1x3", "abc", NOISY, [], [True, False, True]),
+    ("1x3", "abc", NEW, ["nbval-ignore-output"], [True, True, True]),
+    ("123", "axc", NEW, ["nbval-ignore-output"], [True, False, False])])
+def test_only_noise_is_taken_back(texts, sources, picture, tags, stay):
+    """A picture stays if it looks the same, or all so far is what it was; a measurement while its code does."""
     new = run(texts, sources, picture, tags)
-    keep_outputs(new, run(picture=OLD, tags=tags), measure)
+    keep_outputs(new, run(picture=OLD, tags=tags))
     assert shows_old(new) == stay
+
+
+def test_differences_are_named(capsys):
+    """The cells that print something else, and those whose plot is another one; a new cell is among them."""
+    last = run(picture=OLD)
+    del last.cells[2]
+    print_differences(run("x23", picture=OLD), last)
+    assert capsys.readouterr().out == ("Look at the cells that print something else than before: cell-0, cell-2\n"
+                                       "Look at the cells that show another plot than before: cell-2\n")
+
+
+@pytest.mark.slow
+def test_a_cell_that_fails_is_named():
+    """In the first line, before its own traceback."""
+    cells = [new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(("1", "1 / 0", "2"))]
+    with pytest.raises(SystemExit, match="^The cell cell-1 fails; nothing was written.\n(.|\n)*ZeroDivisionError"):
+        run_from_nothing(new_notebook(cells=cells))
 
 
 def test_single_cells_are_marked():

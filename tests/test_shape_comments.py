@@ -2,26 +2,15 @@
 import ast
 import io
 import re
+import shutil
 import tokenize
 from contextlib import redirect_stdout
 
 import pytest
 import torch
-from cells import (
-    ENGLISH,
-    as_python,
-    code_cells,
-    environment,
-    first_part,
-    functions,
-    may_vary,
-    read,
-    remember,
-    smollm2,
-    with_prompt,
-)
+from cells import ENGLISH, as_python, code_cells, first_part, load_tutorial, may_vary, read, remember, smollm2_folder
 from documents import DOCUMENTS, answers, text_of, without_code
-from machine import link_or_copy, one_thread_no_plots_in
+from machine import one_thread_no_plots_in
 from nbformat.v4 import new_code_cell
 from torch.overrides import TorchFunctionMode
 
@@ -81,15 +70,12 @@ class ShapeChecker(ast.NodeTransformer):
         match = comment and re.fullmatch(r"# (\[.+?\])(?: \((.+)\))?", comment[-1])
         if not match:
             return node
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        names = [name.id for target in targets for name in ast.walk(target)
+        names = [name.id for target in node.targets for name in ast.walk(target)
                  if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)]
         told = [match[1]] if self.numbers or not re.fullmatch(r"[\[\], \d]+", match[1]) else []
         told += [f"[{match[2]}]"] if match[2] else []
         call = f"__compare__({comment}, [{', '.join(names)}], lambda: [{', '.join(told)}])"
         return [node, *ast.parse(call).body]
-
-    visit_AnnAssign = visit_AugAssign = visit_Assign
 
     def compare(self, comment, values, told):
         """Compare the shapes of the tensors among `values` with those that `told` returns."""
@@ -102,9 +88,9 @@ class ShapeChecker(ast.NodeTransformer):
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory):
-    """A folder to run in, with SmolLM2 in it."""
+    """A folder to run in, with a copy of SmolLM2 in it, 260 MB."""
     folder = tmp_path_factory.mktemp("shapes")
-    link_or_copy(folder / "SmolLM2-135M", smollm2())
+    shutil.copytree(smollm2_folder(), folder / "SmolLM2-135M")
     with one_thread_no_plots_in(folder):
         yield folder
 
@@ -131,12 +117,14 @@ def test_comments_hold(whole):
 
 
 @pytest.mark.slow
-def test_names_hold_at_other_widths(scratch):
+def test_names_hold_at_other_widths(scratch, monkeypatch):
     """The first part with 5 tokens and a checkpoint whose sizes all differ from the 8B's and from one another."""
-    functions().write_stand_in(scratch / "other", config=UNEQUAL_SIZES)
-    checker, space = ShapeChecker(numbers=False), {"__name__": "notebook"}
-    with environment(LLAMA3_CHECKPOINT=scratch / "other"):
-        checker.run(code_cells(first_part(with_prompt(read(), "once upon a time"))), space)
+    load_tutorial().write_stand_in(scratch / "other", config=UNEQUAL_SIZES)
+    monkeypatch.setenv("LLAMA3_CHECKPOINT", str(scratch / "other"))
+    checker, space, cells = ShapeChecker(numbers=False), {"__name__": "notebook"}, code_cells(first_part(read()))
+    (asks,) = [cell for cell in cells if cell.id == "prompt"]
+    asks.source = 'prompt = "once upon a time"'
+    checker.run(cells, space)
     assert len(space["tokens"]) == 5
     assert checker.problems == {}
 

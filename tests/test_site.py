@@ -1,13 +1,11 @@
 """The web edition: where its links lead, and how its pages look and work in a browser."""
 import html
 import re
-import subprocess
-import sys
 from urllib.parse import unquote, urlsplit
 
 import build
 import pytest
-from browser import chromium, complaints, needs_chromium, open_page
+from browser import SOURCE, complaints, needs_chromium, open_page
 from cells import CHINESE, ENGLISH, ROOT, code_cells, plots, read, text_cells
 from documents import without_code
 from selenium.webdriver.common.by import By
@@ -16,8 +14,6 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 TUTORIALS = {"index.html": ENGLISH, "zh.html": CHINESE}
 LANGUAGES = {"index.html": "en", "zh.html": "zh-CN", "play.html": "en", "play_zh.html": "zh-CN"}
-# where the fixture says that the files of the repository can be read
-SOURCE = "https://host/main"
 # the pictures that have no alternative text, or don't load as one reads on
 MISSING = """(async images => {
   for (const image of images) {
@@ -48,19 +44,10 @@ return faint"""
 
 
 def test_every_plot_is_told():
-    """The alternative texts in plots.json: one for every plot of the notebook, in both languages, and none besides."""
+    """What is in alt_texts.json: a text for every plot of the notebook, in both languages, and none besides."""
     counts = {cell.id: len(plots(cell)) for cell in code_cells(read(ENGLISH))}
-    told = {name: {file: len(texts) for file, texts in files.items()} for name, files in build.PLOTS.items()}
+    told = {name: {file: len(texts) for file, texts in files.items()} for name, files in build.ALT_TEXTS.items()}
     assert told == {name: dict.fromkeys(TUTORIALS, n) for name, n in counts.items() if n}
-
-
-@pytest.fixture(scope="module")
-def site_folder(tmp_path_factory):
-    """A folder, whose name wants quoting, with what the one command makes."""
-    folder = tmp_path_factory.mktemp("site") / "a page 页#1"
-    command = [sys.executable, ROOT / "site" / "build.py", folder, "--source", SOURCE]
-    subprocess.run(command, check=True, cwd=folder.parent)
-    return folder
 
 
 @pytest.mark.slow
@@ -80,13 +67,6 @@ def test_links(site_folder):
                 assert file[0] != "/" and (site_folder / file).is_file(), (name, address)
                 assert not anchor or anchor in ids[file], (name, address)
     assert 'href="zh.html"' in texts["index.html"] and 'href="play_zh.html"' in texts["zh.html"]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    """Chromium, for all tests of this file."""
-    with chromium(tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
 
 
 @pytest.mark.slow

@@ -3,12 +3,12 @@ import matplotlib.pyplot as plt
 import pytest
 import regex
 import torch
-from cells import functions, smollm2
+from cells import load_tutorial, smollm2_folder
 from gguf import GGUFReader
 from llama_models.llama3.tokenizer import Tokenizer as MetaTokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-page = functions()
+tutorial = load_tutorial()
 
 PROMPT = "the answer to the ultimate question of life, the universe, and everything is "
 TEXTS = {
@@ -39,12 +39,12 @@ def meta():
 @pytest.fixture(scope="module")
 def tokenizer():
     """The notebook's tokenizer on the same tokenizer.model."""
-    return page.load_tokenizer(page.packaged)
+    return tutorial.load_tokenizer(tutorial.packaged)
 
 
 def test_special_tokens_are_metas(tokenizer, meta):
     """All 256 names with their ids, 128000 to 128255, in one vocabulary of 128,256."""
-    assert {name: tokenizer.encode_single_token(name) for name in page.special} == meta.special_tokens
+    assert {name: tokenizer.encode_single_token(name) for name in tutorial.special} == meta.special_tokens
     assert sorted(meta.special_tokens.values()) == [*range(128000, 128256)]
     assert tokenizer.n_vocab == meta.n_words == 128256 and len(tokenizer.special_tokens_set) == 256
 
@@ -52,8 +52,8 @@ def test_special_tokens_are_metas(tokenizer, meta):
 @pytest.fixture
 def ranks(tokenizer, monkeypatch):
     """Bytes to rank, also set as the global `ranks` that the notebook's `bpe` reads."""
-    ranks = page.read_ranks(page.packaged)
-    monkeypatch.setitem(page.bpe.__globals__, "ranks", ranks)
+    ranks = tutorial.read_ranks(tutorial.packaged)
+    monkeypatch.setitem(tutorial.bpe.__globals__, "ranks", ranks)
     return ranks
 
 
@@ -61,25 +61,25 @@ def ranks(tokenizer, monkeypatch):
 def test_ids_are_metas(ranks, tokenizer, meta, name):
     """Meta's `encode`, the page's, and the page's BPE by hand give the same ids, which are the text again."""
     ids = meta.encode(TEXTS[name], bos=True, eos=False)
-    assert page.encode(tokenizer, TEXTS[name]) == ids
-    pieces = regex.findall(page.pattern, TEXTS[name])
-    assert [token for piece in pieces for token in page.bpe(piece.encode())] == ids[1:]
+    assert tutorial.encode(tokenizer, TEXTS[name]) == ids
+    pieces = regex.findall(tutorial.pattern, TEXTS[name])
+    assert [token for piece in pieces for token in tutorial.bpe(piece.encode())] == ids[1:]
     assert tokenizer.decode(ids[1:]) == TEXTS[name]
 
 
 def test_every_piece_is_one_token(ranks):
     """All 128,000; 588 of them no merging of pairs makes, so `bpe` has to look a piece up whole first."""
-    assert all(page.bpe(piece) == [rank] for piece, rank in ranks.items())
+    assert all(tutorial.bpe(piece) == [rank] for piece, rank in ranks.items())
 
 
 @pytest.mark.filterwarnings("error")
 def test_labels_can_be_drawn(tokenizer):
     """A token is its own label where this machine's fonts have all its letters, and else its place, as #5."""
     texts = ("the answer", TEXTS["Chinese"], TEXTS["Vietnamese"], TEXTS["other scripts"], TEXTS["emoji"])
-    tokens = torch.tensor(page.encode(tokenizer, " ".join(texts)))
-    labels = page.drawn(page.show_tokens(tokenizer, tokens))
+    tokens = torch.tensor(tutorial.encode(tokenizer, " ".join(texts)))
+    labels = tutorial.drawn(tutorial.show_tokens(tokenizer, tokens))
     assert labels[:3] == ["<|begin_of_text|>", "the", "␣answer"] and "�" not in "".join(labels)
-    with plt.rc_context({"font.family": list(page.FONTS)}):
+    with plt.rc_context({"font.family": list(tutorial.FONTS)}):
         figure = plt.figure()
         for label in labels:
             figure.text(0, 0, label, parse_math=False)
@@ -94,20 +94,20 @@ def smol_tokenizers(tmp_path_factory):
     The file says BPE (`tokenizer.ggml.tokens`, `.merges`) with the pre-tokenizer `smollm`. In llama.cpp
     (`llama-vocab.cpp`) that is: digits one by one, then GPT-2's pattern.
     """
-    fields = GGUFReader(page.find_gguf(tmp_path_factory.mktemp("gguf"))).fields
+    fields = GGUFReader(tutorial.find_gguf(tmp_path_factory.mktemp("gguf"))).fields
     texts, kinds, merges, pre = (fields[f"tokenizer.ggml.{key}"].contents()
                                  for key in ("tokens", "token_type", "merges", "pre"))
     assert pre == "smollm"
     theirs = Tokenizer(models.BPE({text: i for i, text in enumerate(texts)}, [tuple(pair.split()) for pair in merges]))
     theirs.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
                                                     pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    ours = page.load_llama(smollm2()).tokenizer
+    ours = tutorial.load_llama(smollm2_folder()).tokenizer
     return ours, theirs, [i for i, kind in enumerate(kinds) if kind == 1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("text", [
-    page.prose, "In 1969, 400,000 people worked 8 hours a day for 3.5 years.", TEXTS["English"], TEXTS["Chinese"],
+    tutorial.prose, "In 1969, 400,000 people worked 8 hours a day for 3.5 years.", TEXTS["English"], TEXTS["Chinese"],
     TEXTS["emoji"], "f(x) = [y != z->w];\n}", "One line.\nAnother line.\n", "two  spaces   three"])
 def test_smollm2_reads_as_its_file_says(smol_tokenizers, text):
     """Prose, numbers, code, single line breaks: the ids of the GGUF file's own tokenizer."""

@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cells import functions
+from cells import load_tutorial
 
-page = functions()
-TOKENIZER = page.load_tokenizer(page.packaged)
-REAL_SIZES = page.defaults | page.llama3_8b | {"n_layers": 2}
+tutorial = load_tutorial()
+TOKENIZER = tutorial.load_tokenizer(tutorial.packaged)
+REAL_SIZES = tutorial.defaults | tutorial.llama3_8b | {"n_layers": 2}
 SIZES = {
     "an eighth, heads of 128": {"dim": 512, "n_heads": 4, "n_kv_heads": 1},
     "an eighth, other groups": {"dim": 512, "n_heads": 8, "n_kv_heads": 4},
@@ -30,31 +30,31 @@ def llama(request):
     """A written Llama, its numbers side by side, so that it answers quickly; in float32, which changes none of them."""
     config = REAL_SIZES | SIZES[request.param]
     weights, blank_ones = {}, {}
-    for name, weight in page.write_by_hand(config).items():
+    for name, weight in tutorial.write_by_hand(config).items():
         if weight.stride() != (0, 0):
             weights[name] = weight.float().contiguous()
         else:                                           # blank tables of one shape share their memory
             if weight.shape not in blank_ones:
                 blank_ones[weight.shape] = weight.float().contiguous()
             weights[name] = blank_ones[weight.shape]
-    return page.in_memory(config, weights, TOKENIZER)
+    return tutorial.in_memory(config, weights, TOKENIZER)
 
 
 def first_layer(llama):
     """`llama` with layer 0 alone, and its norm and output."""
-    return page.in_memory(llama.config | {"n_layers": 1}, llama.weights, TOKENIZER)
+    return tutorial.in_memory(llama.config | {"n_layers": 1}, llama.weights, TOKENIZER)
 
 
 def ids(text):
     """The ids of `text` after <|begin_of_text|>, int64 [seq]."""
-    return torch.tensor(page.encode(TOKENIZER, text))
+    return torch.tensor(tutorial.encode(TOKENIZER, text))
 
 
 def says(llama, tokens):
     """The id that `llama` finds most probable after `tokens`, and how probable; only the last logits are computed."""
     mute, cache = llama.weights | {"output.weight": llama.weights["output.weight"][:1]}, {}
-    page.forward(SimpleNamespace(config=llama.config, weights=mute), tokens[:-1], cache)
-    chances = page.forward(llama, tokens[-1:], cache)[-1].softmax(dim=-1)
+    tutorial.forward(SimpleNamespace(config=llama.config, weights=mute), tokens[:-1], cache)
+    chances = tutorial.forward(llama, tokens[-1:], cache)[-1].softmax(dim=-1)
     return chances.argmax().item(), chances.max().item()
 
 
@@ -85,7 +85,7 @@ def test_it_says_what_it_was_told(llama):
 def test_it_continues_what_repeats(llama, n):
     """Different tokens given twice: at least 99 % of the next ones right, with one layer none."""
     tokens = distinct_twice(n, seed=n)
-    right = [(page.forward(model, tokens)[n + 1:-1].argmax(dim=-1) == tokens[n + 2:]).float().mean().item()
+    right = [(tutorial.forward(model, tokens)[n + 1:-1].argmax(dim=-1) == tokens[n + 2:]).float().mean().item()
              for model in (llama, first_layer(llama))]
     assert right[0] >= 0.99 and right[1] == 0
 
@@ -95,12 +95,12 @@ def test_heads_look_back_and_the_stream_says_who(llama):
     tokens = distinct_twice(150, seed=3)[:300]
     mute = SimpleNamespace(config=llama.config | {"n_layers": 1},
                            weights=llama.weights | {"output.weight": torch.zeros(1, llama.config["dim"])})
-    _, streams, looks = page.watch(mute, tokens)
+    _, streams, looks = tutorial.watch(mute, tokens)
     for head in range(min(8, llama.config["n_heads"])):
         assert looks[0, head].diagonal(-head - 1).min() >= 0.9
-    assert torch.equal(page.read_barcode(streams[1][2:, page.BEFORE]), tokens[1:-1])
-    assert torch.equal(page.read_barcode(streams[1][1:, page.WHO]), tokens[1:])
-    assert streams[1][0, :page.NEXT.stop].abs().max() == 0 and streams[1][1, page.BEFORE].abs().max() < 0.1
+    assert torch.equal(tutorial.read_barcode(streams[1][2:, tutorial.BEFORE]), tokens[1:-1])
+    assert torch.equal(tutorial.read_barcode(streams[1][1:, tutorial.WHO]), tokens[1:])
+    assert streams[1][0, :tutorial.NEXT.stop].abs().max() == 0 and streams[1][1, tutorial.BEFORE].abs().max() < 0.1
 
 
 def test_it_is_silent_where_there_is_nothing_to_say(llama):
@@ -108,7 +108,7 @@ def test_it_is_silent_where_there_is_nothing_to_say(llama):
     for text in TEXTS:
         tokens = ids(text)
         assert len(set(tokens.tolist())) == len(tokens)
-        logits, _, looks = page.watch(llama, tokens)
+        logits, _, looks = tutorial.watch(llama, tokens)
         assert logits.softmax(dim=-1).max() < 0.01
         assert looks[1, -1, :, 0].min() > 0.9
 
@@ -116,25 +116,25 @@ def test_it_is_silent_where_there_is_nothing_to_say(llama):
 @pytest.mark.parametrize("answer", [0, 1, 65535, 65536, 127999, 128255])
 def test_any_token_can_be_an_answer(answer):
     """A new fact is known at once, and the old ones still are."""
-    llama = page.in_memory(SIXTEENTH, page.write_by_hand(SIXTEENTH), TOKENIZER)
-    page.write_fact(llama.weights, 43, 315, 9822, answer)
+    llama = tutorial.in_memory(SIXTEENTH, tutorial.write_by_hand(SIXTEENTH), TOKENIZER)
+    tutorial.write_fact(llama.weights, 43, 315, 9822, answer)
     assert says(llama, torch.tensor([128000, 315, 9822]))[0] == answer
     assert says(llama, ids(QUESTION))[0] == 2983
 
 
 def test_the_blank_one_says_nothing():
     """All tokens are equally likely, for any text."""
-    llama = page.in_memory(SIXTEENTH, page.blank_weights(SIXTEENTH), TOKENIZER)
-    assert torch.allclose(page.forward(llama, ids(QUESTION)).softmax(dim=-1), torch.tensor(1 / 128256))
+    llama = tutorial.in_memory(SIXTEENTH, tutorial.blank_weights(SIXTEENTH), TOKENIZER)
+    assert torch.allclose(tutorial.forward(llama, ids(QUESTION)).softmax(dim=-1), torch.tensor(1 / 128256))
 
 
 def test_the_same_bytes_everywhere(tmp_path):
     """Nothing is random: the tables' numbers have one hash, and the 8B's file takes at most 50 MB."""
     numbers = hashlib.sha256()
-    for weight in page.write_by_hand(SIXTEENTH).values():
+    for weight in tutorial.write_by_hand(SIXTEENTH).values():
         numbers.update(weight[..., :64].contiguous().view(torch.int16).numpy().tobytes())
     assert numbers.hexdigest()[:16] == "b17ed6b0cbdbdb80"
-    page.write_stand_in(tmp_path / "written")
+    tutorial.write_stand_in(tmp_path / "written")
     assert (tmp_path / "written" / "consolidated.00.pth").stat().st_size <= 50e6
 
 
@@ -143,4 +143,4 @@ def test_the_same_bytes_everywhere(tmp_path):
 def test_what_cannot_be_written_is_refused(wrong):
     """One sentence says what barcodes need."""
     with pytest.raises(ValueError, match="^Barcodes of 17 digits need two layers or more, a width of 64 or more"):
-        page.write_by_hand(SIXTEENTH | wrong)
+        tutorial.write_by_hand(SIXTEENTH | wrong)

@@ -6,11 +6,9 @@ No figure here is a test: machines differ. The last column says what is aimed at
 """
 import argparse
 import io
-import math
-import re
+import os
 import statistics
 import tempfile
-import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
@@ -18,8 +16,9 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from cells import environment, execute, first_part, functions, read, smollm2
+from cells import execute, first_part, load_tutorial, read, smollm2_folder
 from IPython.core.interactiveshell import InteractiveShell
+from memory import memory_during
 
 GB = 1e9
 
@@ -27,13 +26,6 @@ GB = 1e9
 def print_row(what, measured, against, wanted):
     """Print one row of the table."""
     print(f"| {what} | {measured} | {against} | {wanted} |", flush=True)
-
-
-def anonymous_memory():
-    """Bytes of this process that no file backs, or None where the system does not count them (Linux does)."""
-    status = Path("/proc/self/status")
-    found = re.search(r"RssAnon:\s+(\d+)", status.read_text(encoding="utf-8") if status.exists() else "")
-    return 1024 * int(found[1]) if found else None
 
 
 def seconds(function, times=3):
@@ -46,25 +38,9 @@ def seconds(function, times=3):
     return min(durations)
 
 
-def memory_during(function):
-    """Run `function()`; the bytes of anonymous memory that this process had before it, and at most while it ran.
-
-    Both are nan where the system does not count them.
-    """
-    seen, done = [anonymous_memory()], threading.Event()
-
-    def watch():
-        while not done.wait(0.005):
-            seen.append(anonymous_memory())
-
-    threading.Thread(target=watch, daemon=True).start()
-    function()
-    done.set()
-    return (seen[0], max(seen)) if seen[0] else (math.nan, math.nan)
-
-
-def memory_of_first_part():
-    """What `memory_during` says of the first part on the checkpoint that LLAMA3_CHECKPOINT names; it prints nothing."""
+def memory_of_first_part(folder):
+    """What `memory_during` says of the first part on the checkpoint in `folder`; for a process that ends with it."""
+    os.environ |= {"LLAMA3_CHECKPOINT": str(folder), "LLAMA3_DEVICE": "cpu", "MPLBACKEND": "agg"}
     shell = InteractiveShell.instance()
 
     def walk():
@@ -78,70 +54,53 @@ def memory_of_first_part():
 
 def full_width():
     """Rows for two layers of the 8B's width, with every number stored: the first part's memory, `forward`'s time."""
-    page = functions()
+    tutorial = load_tutorial()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "random-2layers"
         weights = {name: torch.randn(shape, dtype=torch.bfloat16).mul_(0.02).add_("norm" in name)
-                   for name, shape in page.expected_shapes(page.two_layers).items()}
-        page.save_checkpoint(folder, page.two_layers, weights)
-        with (environment(LLAMA3_CHECKPOINT=folder, LLAMA3_DEVICE="cpu", MPLBACKEND="agg", TQDM_DISABLE=1),
-              ProcessPoolExecutor(mp_context=get_context("spawn")) as alone):
-            before, peak = alone.submit(memory_of_first_part).result()
+                   for name, shape in tutorial.expected_shapes(tutorial.two_layers).items()}
+        tutorial.save_checkpoint(folder, tutorial.two_layers, weights)
+        with ProcessPoolExecutor(mp_context=get_context("spawn")) as alone:
+            before, peak = alone.submit(memory_of_first_part, folder).result()
         print_row("first part, 2 layers of full width, peak of anonymous memory", f"{peak / GB:.2f} GB",
                   f"{before / GB:.2f} GB are Python and PyTorch", "<= 0.5 GB")
 
-        llama, tokens = page.load_llama(folder), torch.arange(1000, 1017)
+        llama, tokens = tutorial.load_llama(folder), torch.arange(1000, 1017)
         matrices = [weight for name, weight in llama.weights.items()
                     if weight.ndim == 2 and name != "tok_embeddings.weight"]
         rows = {width: torch.ones(17, width, dtype=torch.bfloat16) for width in {w.shape[1] for w in matrices}}
-        page.forward(llama, tokens)
-        forward = seconds(lambda: page.forward(llama, tokens))
+        tutorial.forward(llama, tokens)
+        forward = seconds(lambda: tutorial.forward(llama, tokens))
         products = seconds(lambda: [rows[weight.shape[1]] @ weight.T for weight in matrices])
         print_row("`forward`, 17 tokens, warm, 2 layers of full width", f"{forward:.2f} s",
                   f"{forward / products:.2f} times its bare matrix products", "<= 1.1")
 
 
-def half_split(weight, n_heads):
-    """The rows of wq or wk, neighbours paired in each head as Meta has them, in the order of `transformers`."""
-    return weight.unflatten(0, (n_heads, -1, 2)).transpose(1, 2).flatten(0, 2)
-
-
-def in_transformers(llama):
-    """`llama` as a LlamaForCausalLM, in the dtype of its weights."""
+def in_transformers(config):
+    """A LlamaForCausalLM of the sizes in `config`, in bfloat16, with random weights, which are as fast as any."""
     from transformers import LlamaConfig, LlamaForCausalLM
-    config, weights = llama.config, llama.weights
     rope = {"rope_type": "default", "rope_theta": config["rope_theta"]}
     model = LlamaForCausalLM(LlamaConfig(
-        hidden_size=config["dim"], intermediate_size=functions().ffn_width(config), vocab_size=config["vocab_size"],
+        hidden_size=config["dim"], intermediate_size=load_tutorial().ffn_width(config), vocab_size=config["vocab_size"],
         num_hidden_layers=config["n_layers"], num_attention_heads=config["n_heads"],
         num_key_value_heads=config["n_kv_heads"], rms_norm_eps=config["norm_eps"], rope_parameters=rope,
-        max_position_embeddings=131072, tie_word_embeddings=False, bos_token_id=None, eos_token_id=None))
-    names = {"tok_embeddings": "model.embed_tokens", "norm": "model.norm", "output": "lm_head"}
-    parts = {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "wq": "q_proj",
-             "wk": "k_proj", "wv": "v_proj", "wo": "o_proj", "w1": "gate_proj", "w2": "down_proj", "w3": "up_proj",
-             "attention": "self_attn", "feed_forward": "mlp", "layers": "model.layers"}
-    state = {}
-    for name, weight in weights.items():
-        heads = {"wq": config["n_heads"], "wk": config["n_kv_heads"]}.get(name.split(".")[-2])
-        stem = name.removesuffix(".weight")
-        theirs = names.get(stem) or ".".join(parts.get(part, part) for part in stem.split("."))
-        state[theirs + ".weight"] = half_split(weight, heads) if heads else weight
-    model.load_state_dict(state, assign=True)
-    return model.eval()
+        max_position_embeddings=131072, bos_token_id=None, eos_token_id=None))
+    return model.bfloat16().eval()
 
 
 @torch.inference_mode()
 def against_transformers():
     """Rows for SmolLM2 in bfloat16: reading a prompt, its memory, and one more token after it."""
     from transformers import DynamicCache
-    page, llama = functions(), functions().load_llama(smollm2())
-    before, peak = memory_during(lambda: page.generate(llama, list(range(1000, 5000)), 1))
+    tutorial = load_tutorial()
+    llama = tutorial.load_llama(smollm2_folder())
+    before, peak = memory_during(lambda: tutorial.generate(llama, list(range(1000, 5000)), 1))
     print_row("a prompt of 4,000 tokens, memory above the start", f"{(peak - before) / GB:.2f} GB", "", "<= 0.7 GB")
 
-    theirs, one_more = in_transformers(llama), {}
+    theirs, one_more = in_transformers(llama.config), {}
     for length, speed_wanted, time_wanted in (16, ">= 1.0", ""), (2000, ">= 0.95", "<= 3.2"), (4000, ">= 0.95", "<= 4"):
         text, cache, past = torch.arange(1000, 1000 + length), {}, DynamicCache()
-        ours = seconds(lambda: next(page.continuation(llama, text.tolist(), 1, 0.0, 1.0, cache)), 1)
+        ours = seconds(lambda: next(tutorial.continuation(llama, text.tolist(), 1, 0.0, 1.0, cache)), 1)
         other = seconds(lambda: theirs(text[None], past_key_values=past, logits_to_keep=1), 1)
         print_row(f"a prompt of {length:,} tokens", f"{ours:.1f} s", f"{ours / other:.1f} times transformers' time",
                   time_wanted)
@@ -151,7 +110,7 @@ def against_transformers():
             past.crop(-1)
 
         # they take turns, so that a busy moment hits both
-        turns = [(seconds(lambda: page.forward(llama, text[-1:], dict(cache)), 1), seconds(one_of_theirs, 1))
+        turns = [(seconds(lambda: tutorial.forward(llama, text[-1:], dict(cache)), 1), seconds(one_of_theirs, 1))
                  for _ in range(15)]
         one_more[length], other = (statistics.median(turn) for turn in zip(*turns))
         print_row(f"one more token after {length:,}", f"{1000 * one_more[length]:.0f} ms",

@@ -4,7 +4,6 @@ import base64
 import io
 import linecache
 import os
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,7 +52,7 @@ def remember(name, text):
 
 
 @cache
-def functions():
+def load_tutorial():
     """A namespace with every function of the English page, its imports and its CONSTANTS, and none of its arithmetic.
 
     The functions find one another, and `inspect.getsource` finds them, as in the running notebook.
@@ -71,55 +70,35 @@ def functions():
 
 def is_constant(node):
     """Whether the statement `node` sets names in capitals, or some of the CONSTANTS."""
-    if not isinstance(node, (ast.Assign, ast.AugAssign)):
+    if not isinstance(node, ast.Assign):
         return False
-    (target,) = node.targets if isinstance(node, ast.Assign) else [node.target]
+    (target,) = node.targets
     names = target.elts if isinstance(target, ast.Tuple) else [target]
     return all(isinstance(name, ast.Name) and (name.id in CONSTANTS or name.id.isupper()) for name in names)
 
 
-def smollm2(folder=ROOT / "SmolLM2-135M"):
+def smollm2_folder(folder=ROOT / "SmolLM2-135M"):
     """`folder` with SmolLM2-135M in Meta's layout, written by the page's own function if it is not there."""
     if not folder.exists():
-        functions().write_smollm2(folder)
+        load_tutorial().write_smollm2(folder)
     return folder
 
 
 def first_part(notebook):
-    """`notebook` up to the cell tagged `part-two`, which is left out with all after it."""
+    """A copy of `notebook` up to the cell tagged `part-two`, which is left out with all after it."""
     starts = [i for i, cell in enumerate(notebook.cells) if "part-two" in cell.metadata.get("tags", [])]
-    notebook.cells = notebook.cells[:starts[0]]
-    return notebook
-
-
-def with_prompt(notebook, prompt):
-    """`notebook` with `prompt` in the prompt's cell."""
-    (cell,) = [cell for cell in notebook.cells if cell.id == "prompt"]
-    cell.source = f"prompt = {prompt!r}"
-    return notebook
-
-
-@contextmanager
-def environment(**changes):
-    """The process environment with `changes` for a while; None removes a variable."""
-    before = {key: os.environ.get(key) for key in changes}
-    try:
-        for key, value in changes.items():
-            os.environ.pop(key, None) if value is None else os.environ.update({key: str(value)})
-        yield
-    finally:
-        for key, value in before.items():
-            os.environ.pop(key, None) if value is None else os.environ.update({key: value})
+    return nbformat.from_dict(notebook | {"cells": notebook.cells[:starts[0]]})
 
 
 def execute(notebook, folder=ROOT, **changes):
     """Execute `notebook` in a kernel of its own in `folder`, with `changes` to the environment; return it.
 
-    Raises nbclient.exceptions.CellExecutionError when a cell fails.
+    None removes a variable. Raises nbclient.exceptions.CellExecutionError when a cell fails.
     """
-    with environment(**changes):
-        NotebookClient(notebook, timeout=600, record_timing=False, coalesce_streams=True,
-                       resources={"metadata": {"path": str(folder)}}).execute()
+    variables = os.environ | changes
+    client = NotebookClient(notebook, timeout=600, record_timing=False, coalesce_streams=True,
+                            resources={"metadata": {"path": str(folder)}})
+    client.execute(env={name: str(value) for name, value in variables.items() if value is not None})
     return notebook
 
 

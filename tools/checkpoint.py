@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from cells import functions
+from cells import load_tutorial
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
@@ -33,7 +33,7 @@ META_NAMES = {
     "mlp.gate_proj": "feed_forward.w1", "mlp.down_proj": "feed_forward.w2", "mlp.up_proj": "feed_forward.w3"}
 REQUIRED = {"model_type": "llama", "hidden_act": "silu", "quantization_config": None}
 SCALED = {"rope_type": "llama3", "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 8192}
-page = functions()
+tutorial = load_tutorial()
 
 
 def refuse(path, problem, remedy):
@@ -68,9 +68,9 @@ def fitting(path, weights, params):
 
     `path` is what the sentence blames, `weights` the tensors by Meta's names, `params` the content of params.json.
     """
-    config = page.defaults | {key: value for key, value in params.items() if value is not None}
+    config = tutorial.defaults | {key: value for key, value in params.items() if value is not None}
     config["n_kv_heads"] = config["n_kv_heads"] or config["n_heads"]
-    wanted = {name: list(shape) for name, shape in page.expected_shapes(config).items()}
+    wanted = {name: list(shape) for name, shape in tutorial.expected_shapes(config).items()}
     found = {name: list(weight.shape) for name, weight in weights.items()}
     for name in wanted | found:
         want, have = wanted.get(name, "absent"), found.get(name, "absent")
@@ -97,7 +97,7 @@ def load(folder):
         expect_file(folder / file)
     params = read_json(folder / PARAMS)
     try:
-        n_vocab = len(page.read_ranks(folder / VOCABULARY)) + len(page.special)
+        n_vocab = len(tutorial.read_ranks(folder / VOCABULARY)) + len(tutorial.special)
     except ValueError:
         refuse(folder / VOCABULARY, "is not Llama 3's list of lines, base64 and a number, but perhaps Llama 2's "
                "tokenizer or a tokenizer.json", "take tokenizer.model from the Llama 3 download")
@@ -219,19 +219,19 @@ def kept_tokens(path, vocab_size):
     Exits unless the tokenizer.json at `path` has the pieces of Meta's tokenizer.model under the same numbers. A piece
     is text there, one character a byte.
     """
-    ranks, content = page.read_ranks(page.packaged), read_json(path, "model", "added_tokens")
-    letters = {byte: letter for letter, byte in page.gpt2_bytes().items()}
+    ranks, content = tutorial.read_ranks(tutorial.packaged), read_json(path, "model", "added_tokens")
+    letters = {byte: letter for letter, byte in tutorial.gpt2_bytes().items()}
     pieces = {"".join(letters[byte] for byte in piece): rank for piece, rank in ranks.items()}
     if content["model"].get("vocab") != pieces:
         refuse(path, "is not the tokenizer of Llama 3", "take a model that has it")
-    n_vocab = len(ranks) + len(page.special)
+    n_vocab = len(ranks) + len(tutorial.special)
     if vocab_size < n_vocab:
         refuse(path, f"makes {n_vocab} tokens, and config.json says {vocab_size}", DOWNLOAD_AGAIN)
     theirs = {token["id"]: token["content"] for token in content["added_tokens"]}
     if vocab_size > n_vocab:
         names = ", ".join(name for token, name in theirs.items() if token >= n_vocab)
         print(f"The rows of {vocab_size - n_vocab} added tokens are left out: {names or 'unnamed'}.", file=sys.stderr)
-    others = [f"{token} is {name}, there {theirs[token]}" for token, name in enumerate(page.special, len(ranks))
+    others = [f"{token} is {name}, there {theirs[token]}" for token, name in enumerate(tutorial.special, len(ranks))
               if theirs.get(token, name) != name and "<|reserved_special_token_" not in theirs[token]]
     if others:
         print(f"Special tokens go by Meta's names here: {'; '.join(others)}.", file=sys.stderr)
@@ -283,7 +283,7 @@ def convert(hf_folder, target, layers=None):
     if tied:
         weights["output.weight"] = weights["tok_embeddings.weight"]
     params["vocab_size"] = n_vocab
-    write_checkpoint(target, params, page.packaged, weights, params["dim"] // params["n_heads"])
+    write_checkpoint(target, params, tutorial.packaged, weights, params["dim"] // params["n_heads"])
 
 
 def main():

@@ -4,8 +4,7 @@ After a run, diagrams that look different are drawn anew, and moving pictures wh
 
     python tools/save.py                        run the notebook from nothing if a code cell has changed, then save
     python tools/save.py --run                  run it in any case
-    python tools/save.py --measure              run it, and measure the cells tagged `nbval-ignore-output` anew
-    python tools/save.py --redraw               run it, and keep no plot because it looks as before
+    python tools/save.py --fresh                run it, and keep no plot and no measurement of an earlier run
     python tools/save.py --translated ID [ID …] note that these Chinese cells say what the English ones say now
 
 The Chinese notebook is the record of the last run: it has the code and the outputs that were saved then, and, in its
@@ -21,12 +20,13 @@ from pathlib import Path
 
 import nbformat
 from cells import CHINESE, ENGLISH, ROOT, code_cells, execute, look_alike, may_vary, plots, printed, read, text_cells
+from nbclient.exceptions import CellExecutionError
+from nbformat.v4 import new_code_cell
 
 READMES = [ROOT / "README.md", ROOT / "README_zh.md"]
-# The plots that the READMEs show: the file's name in images/, the cell's id, which of its plots.
-README_PLOTS = {
-    "moment_stream": ("down", 0), "moment_vote": ("vote", 0), "moment_paris": ("who-paris", 0),
-    "moment_cliff": ("grown", 0), "moment_three": ("three", 0), "moment_losses": ("variants", 0)}
+# the plots that the READMEs show: the file's name in images/, the id of the cell, which shows no other plot
+README_PLOTS = {"moment_stream": "down", "moment_vote": "vote", "moment_paris": "who-paris", "moment_cliff": "grown",
+                "moment_three": "three", "moment_losses": "variants"}
 QUOTATION = re.compile(r"(<!-- code of the cell ([\w-]+) -->\n```python\n).*?(^```$)", re.M | re.S)
 
 
@@ -36,19 +36,20 @@ def write_notebook(notebook, path):
 
 
 def run_from_nothing(notebook):
-    """Execute `notebook` in place, with a blank checkpoint of its own, on the CPU.
-
-    Raises nbclient.exceptions.CellExecutionError when a cell fails.
-    """
+    """Execute `notebook` in place, with a blank checkpoint of its own, on the CPU; exits if a cell fails."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        execute(notebook, LLAMA3_CHECKPOINT=Path(scratch) / "blank-2layers", LLAMA3_DEVICE="cpu", TQDM_DISABLE=1)
+        try:
+            execute(notebook, LLAMA3_CHECKPOINT=Path(scratch) / "blank-2layers", LLAMA3_DEVICE="cpu", TQDM_DISABLE=1)
+        except CellExecutionError as error:
+            failed = [cell.id for cell in code_cells(notebook) if "error" in [out.output_type for out in cell.outputs]]
+            raise SystemExit(f"The cell {failed[0]} fails; nothing was written.\n\n{error}") from None
 
 
-def keep_outputs(notebook, last, measure, redraw=False):
+def keep_outputs(notebook, last):
     """Give the cells of `notebook` those outputs of the run `last` from which they can only differ by noise.
 
-    These are, unless `redraw`, its pictures, if they look like those of `last`, or as long as every cell so far has the
-    code and the printed outputs that it had; and, unless `measure`, the measurements of a cell whose code is the same.
+    These are its pictures, if they look like those of `last`, or as long as every cell so far has the code and the
+    printed outputs that it had; and the measurements of a cell whose code is the same.
     """
     before, order = {cell.id: cell for cell in code_cells(last)}, [cell.id for cell in code_cells(last)]
     same = True
@@ -56,14 +57,23 @@ def keep_outputs(notebook, last, measure, redraw=False):
         old, varies = before.get(cell.id), may_vary(cell)
         unchanged = old is not None and old.source == cell.source
         same = same and unchanged and order[i:i + 1] == [cell.id] and (varies or printed(cell) == printed(old))
-        keep = not redraw and (same or old is not None and shows_the_same(cell, old))
+        keep = same or old is not None and shows_the_same(cell, old)
         if varies:
-            keep = unchanged and not measure
+            keep = unchanged
         if keep:
             cell.outputs = old.outputs
         for output in cell.outputs:
             if "execution_count" in output:
                 output.execution_count = cell.execution_count
+
+
+def print_differences(notebook, last):
+    """Say which cells of `notebook` print something else than in the run `last`, and which show another plot."""
+    before = {cell.id: cell for cell in code_cells(last)}
+    pairs = [(cell, before.get(cell.id, new_code_cell())) for cell in code_cells(notebook)]
+    for what, shown in (("print something else", printed), ("show another plot", plots)):
+        cells = [cell.id for cell, old in pairs if shown(cell) != shown(old)]
+        print(f"Look at the cells that {what} than before:", ", ".join(cells) or "none")
 
 
 def shows_the_same(cell, other):
@@ -124,7 +134,10 @@ def mark_translated(english, chinese, ids):
 def readme_plots(notebook):
     """The plots of `notebook` that the READMEs show: the bytes of each PNG by the name of its file."""
     cells = {cell.id: cell for cell in notebook.cells}
-    return {name: plots(cells[cell])[which] for name, (cell, which) in README_PLOTS.items()}
+    found = {}
+    for name, cell in README_PLOTS.items():
+        (found[name],) = plots(cells[cell])
+    return found
 
 
 def quoted(text, notebook):
@@ -162,8 +175,7 @@ def main():
     """The command described at the top of this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", action="store_true", help="run the notebook even if no code has changed")
-    parser.add_argument("--measure", action="store_true", help="run it, and keep no measurement of an earlier run")
-    parser.add_argument("--redraw", action="store_true", help="run it, and keep no plot of an earlier run")
+    parser.add_argument("--fresh", action="store_true", help="run it, and keep no plot and no measurement")
     parser.add_argument("--translated", nargs="+", metavar="ID", default=[], help="Chinese cells that are up to date")
     options = parser.parse_args()
     english, last = read(ENGLISH), read(CHINESE)
@@ -171,11 +183,13 @@ def main():
     mark_translated(english, last, options.translated)
     before = {cell.id: cell for cell in code_cells(last)}
     changed = [cell.id for cell in code_cells(english) if cell != before.get(cell.id)]
-    again = options.run or options.measure or options.redraw or code_cells(english) != code_cells(last)
+    again = options.run or options.fresh or code_cells(english) != code_cells(last)
     if again:
         print("The notebook is run. Cells not as the last run left them:", ", ".join(changed) or "none")
         run_from_nothing(english)
-        keep_outputs(english, last, options.measure, options.redraw)
+        if not options.fresh:
+            keep_outputs(english, last)
+        print_differences(english, last)
     english.metadata.kernelspec.display_name = "Python 3"
     english.metadata.language_info = {"name": "python"}
     chinese = carry_over(english, last)

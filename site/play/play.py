@@ -1,6 +1,6 @@
 """The Llama to play with: writes its weights with the tutorial's own cells, and makes one page a language of it.
 
-`html_of("en", page)` and `html_of("zh", page)` return HTML that needs nothing else.
+`html_of("en", tutorial)` and `html_of("zh", tutorial)` return HTML that needs nothing else.
 """
 import html
 import json
@@ -19,10 +19,10 @@ SIZES = {"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 
 DIGITS = 6
 
 
-def with_six_digits(page):
-    """The functions of the tutorial's `page`, as a namespace of their own in which barcodes have 6 digits."""
-    space = dict(vars(page))
-    for name, value in vars(page).items():
+def with_six_digits(tutorial):
+    """The functions of the tutorial's `tutorial`, as a namespace of their own in which barcodes have 6 digits."""
+    space = dict(vars(tutorial))
+    for name, value in vars(tutorial).items():
         if isinstance(value, FunctionType):
             space[name] = FunctionType(value.__code__, space, name, value.__defaults__, value.__closure__)
     space |= {"DIGITS": DIGITS, "places": 2 ** torch.arange(DIGITS - 1, -1, -1), "WHO": slice(0, DIGITS),
@@ -31,7 +31,7 @@ def with_six_digits(page):
     return SimpleNamespace(**space)
 
 
-def write_nearest(page, weights, config):
+def write_nearest(tutorial, weights, config):
     """Where several places match, let the nearest win: a turning pair takes off a little for every step back.
 
     The key's pair is the same for every token but the first, where the copying head rests; the query's is the key's,
@@ -41,19 +41,19 @@ def write_nearest(page, weights, config):
               for name, heads in (("wq", config["n_heads"]), ("wk", config["n_kv_heads"]))]
     key = torch.zeros(wk.shape[1])                      # [head_dim]
     key[4] = math.sqrt(15 * math.sqrt(len(key)))
-    wq[-1, :, page.ONE] += page.rotate(key, page.rope(config, 18, 19)[0])
-    wk[-1, :, page.ONE] += key
-    wk[-1, :, page.FIRST] -= key
+    wq[-1, :, tutorial.ONE] += tutorial.rotate(key, tutorial.rope(config, 18, 19)[0])
+    wk[-1, :, tutorial.ONE] += key
+    wk[-1, :, tutorial.FIRST] -= key
 
 
-def playable_llama(page):
-    """The small Llama, without a fact: bfloat16 values as float32 tensors. `page` is what `with_six_digits` returns."""
-    config = page.defaults | SIZES
-    weights = page.blank_weights(config)
+def playable_llama(tutorial):
+    """The small Llama, without a fact: bfloat16 values as float32 tensors. `tutorial` has barcodes of 6 digits."""
+    config = tutorial.defaults | SIZES
+    weights = tutorial.blank_weights(config)
     for part in ("embedding", "ballast", "norms", "keys", "queries", "values", "home", "copier", "rest", "output"):
-        getattr(page, f"write_{part}")(weights, config)
+        getattr(tutorial, f"write_{part}")(weights, config)
     weights = {name: weight.float().contiguous() for name, weight in weights.items()}
-    write_nearest(page, weights, config)
+    write_nearest(tutorial, weights, config)
     weights["layers.0.attention.wq.weight"] *= 2        # a head of 16 has fewer pairs to tell its neighbours apart by
     weights["output.weight"] *= 0.3                     # less sure of itself, so that the runners-up can be seen
     return SimpleNamespace(config=config, weights={name: weight.bfloat16().float() for name, weight in weights.items()})
@@ -84,9 +84,9 @@ def marked(text):
     return re.sub(r"\*(.+?)\*", r"<em>\1</em>", html.escape(text))
 
 
-def html_of(language, page):
-    """play.html in `language`, "en" or "zh", with the functions of the tutorial's `page`."""
-    llama = playable_llama(with_six_digits(page))
+def html_of(language, tutorial):
+    """play.html in `language`, "en" or "zh", with the functions of the tutorial's `tutorial`."""
+    llama = playable_llama(with_six_digits(tutorial))
     texts = TEXTS[language]
     counts = {"weights": f"{sum(weight.numel() for weight in llama.weights.values()):,}",
               "filled": f"{sum(int(weight.count_nonzero()) for weight in llama.weights.values()):,}"}
