@@ -154,7 +154,7 @@ def small_map(p, t, m, place):
     """The whole model, and where in it the reader is: `place` is one of HIGHLIGHTS."""
     x, here = HIGHLIGHTS[place]
     draw_map(p, t, m, 76, 50, 32, here)
-    p.box(x - 62, 8, 124, 26, VERMILION, t("you are here", "你在这里"), size=17, round=13, zorder=6)
+    p.box(x - 62, 8, 124, 26, VERMILION, t("you are here", "讲到这里"), size=17, round=13, zorder=6)
     p.arrow((x, 33), (x, 44 if 172 < x < 548 else 76), color=VERMILION, zorder=5)
 
 
@@ -354,7 +354,7 @@ def distance(p, t, m):
     """A key and a query, started one step behind, at two distances and at two places of a text."""
     places = {1: 152, 3: 292}
     for x, color, word in ((150, BLUE, t("key at m", "位置m的键")),
-                           (340, VERMILION, t("query, started one step behind", "查询，起点退后一步"))):
+                           (340, VERMILION, t("query, started one step behind", "查询，起点往回拨一步"))):
         p.link((x, 22), (x + 34, 22), color=color, line=5)
         p.write(x + 44, 22, word, align="left")
     verdicts = ((t("same direction", "方向相同"), t("high score", "得分高")),
