@@ -9,7 +9,6 @@ probabilities are those of the English notebook, whose functions compute them. T
 # ruff: noqa: E402, I001
 import argparse
 import io
-import itertools
 import re
 import sys
 from functools import cache, partial
@@ -66,7 +65,8 @@ def facts():
 
 def section_of(cell_id):
     """The number of the notebook's section in which the cell of that id stands."""
-    before = itertools.takewhile(lambda cell: cell.id != cell_id, read().cells)
+    cells = read().cells
+    before = cells[:[cell.id for cell in cells].index(cell_id)]
     return re.findall(r"^## (\d+)\.", "\n".join(cell.source for cell in before), re.M)[-1]
 
 
@@ -182,6 +182,7 @@ def checkpoint(p, t, m):
     """The three files on the left; on the right the tensors of the blank one, names on empty tables, and sections."""
     written_in = {"tok_embeddings": "write-embedding", "wk": "write-keys", "wq": "write-queries", "wv": "write-values",
                   "wo": "write-home", "w1": "write-facts", "w2": "write-facts", "w3": "write-facts",
+                  "attention_norm": "write-norms", "ffn_norm": "write-norms", "norm": "write-norms",
                   "output": "write-output"}
     files = (("params.json", t("the sizes", "尺寸")), ("tokenizer.model", t("the pieces of text", "词表")),
              ("consolidated.00.pth", t("the weights", "权重")))
@@ -192,7 +193,7 @@ def checkpoint(p, t, m):
     p.box(226, 12, 480, 326, FRAME, round=10, zorder=1)
 
     def empty(x, y, width, name, layer=0):
-        cell = written_in.get(name, "write-norms")
+        cell = written_in[name]
         if layer:
             cell = "write-copier" if name in ("wq", "wk", "wv", "wo") else None
         p.box(x, y, width, 44, PAPER, edge=WEIGHT, line=2)
