@@ -6,22 +6,19 @@ Words stand here in both languages, t("English", "中文"). Numbers don't: sizes
 probabilities are those of the English notebook, whose functions compute them. The font comes with
 `pip install justmytype-intl-cjk==0.1.0`.
 """
-# ruff: noqa: E402, I001
+# ruff: noqa: I001
 import argparse
 import io
 import re
-import sys
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-from cells import ROOT, load_tutorial, look_alike, read
 from canvas import ACTIVATION, BIG, BLUE, FADED, FRAME, GREEN, GREY, LARGE, PAPER, SMALL
 from canvas import TEXT, VERMILION, WEIGHT, Canvas, pale, width_of
+from cells import ROOT, load_tutorial, look_alike, read
+from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 FOLDERS = {"en": HERE, "zh": HERE / "zh"}
