@@ -3,8 +3,7 @@
 Without a NAME, a diagram that looks as it did stays as it was; so tools/save.py draws them all after a run.
 
 Words stand here in both languages, t("English", "中文"). Numbers don't: sizes, token ids, barcodes, angles, scores and
-probabilities are those of the English notebook, whose functions compute them. The font comes with
-`pip install justmytype-intl-cjk==0.1.0`.
+probabilities are those of the English notebook, whose functions compute them.
 """
 # ruff: noqa: I001
 import argparse
@@ -28,7 +27,7 @@ DIAGRAMS = {}
 def diagram(height, width=720, name=None):
     """Register draw(p, t, m), by its own name or another, with its size.
 
-    p is the canvas, t("English", "中文") the words in the language that is drawn, m what facts() knows.
+    p is the canvas, t("English", "中文") the words in the language that is drawn, m what numbers() knows.
     """
     def register(draw):
         DIAGRAMS[name or draw.__name__] = draw, width, height
@@ -40,12 +39,12 @@ def figure(name, language):
     """The diagram in one of the languages, as a figure of Matplotlib."""
     draw, width, height = DIAGRAMS[name]
     canvas = Canvas(width, height)
-    draw(canvas, lambda english, chinese: chinese if language == "zh" else english, facts())
+    draw(canvas, lambda english, chinese: chinese if language == "zh" else english, numbers())
     return canvas.figure
 
 
 @cache
-def facts():
+def numbers():
     """What the diagrams take from the notebook: the 8B's sizes, the prompt's tokens, and how barcodes are made."""
     tutorial = load_tutorial()
     config = tutorial.defaults | tutorial.llama3_8b
@@ -73,7 +72,7 @@ def on_the_prompt():
 
     A namespace of head 0's scores and weights in layer 0, [seq, seq], and all tokens' logits and chances, [vocab_size].
     """
-    m, tutorial = facts(), facts().tutorial
+    m, tutorial = numbers(), numbers().tutorial
     llama = tutorial.in_memory(tutorial.narrow, tutorial.write_by_hand(tutorial.narrow), m.tokenizer)
     logits, streams, looks = tutorial.watch(llama, m.tokens)
     x = tutorial.rms_norm(streams[0], llama.weights["layers.0.attention_norm.weight"], m.norm_eps).float()
@@ -633,7 +632,7 @@ def save_diagram(name, language, always):
         image.save(path, optimize=True)
         cells = [cell.id for cell in read().cells if f"images/{name}.png" in cell.source]
         readmes = [path.name for path in ROOT.glob("README*.md") if f"/{name}.png" in path.read_text(encoding="utf-8")]
-        print(f"{path.relative_to(ROOT)} is new; it is told in words in", *cells, *readmes)
+        print(f"{path.relative_to(ROOT)} is drawn anew; it is told in words in", *cells, *readmes)
 
 
 def main():
