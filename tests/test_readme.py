@@ -66,7 +66,7 @@ def test_plots():
     assert {path.stem for path in (ROOT / "images").glob("moment_*.png")} == {*readme_plots(read())}
 
 
-@pytest.mark.parametrize("path, notebook", [*zip(READMES, [ENGLISH, CHINESE])], ids=["english", "chinese"])
+@pytest.mark.parametrize("path, notebook", [*zip(READMES, [ENGLISH, CHINESE])], ids=["en", "zh"])
 def test_numbers_are_the_notebooks(path, notebook):
     """Where a README tells of a section and then links to it, every number that it gives stands in the section.
 
