@@ -4,7 +4,7 @@ import re
 import pytest
 from cells import CHINESE, ENGLISH, ROOT, printed, read
 from documents import DOCUMENTS, anchors, images_of, links, text_of, without_code
-from save import READMES, quoted, readme_plots
+from save import READMES, for_readmes
 
 NUMBER = re.compile(r"(?<![\w.,-])\d+(?:[.,]\d+)*(?!\w)", re.A)
 
@@ -54,16 +54,11 @@ def test_commands(text):
         assert (ROOT / file).exists(), file
 
 
-def test_quotations(text):
-    """The code that a page quotes from a cell is what the notebook has."""
-    assert quoted(text, read()) == text, "run python tools/save.py"
-
-
-def test_plots():
-    """Each picture taken from the notebook is, to the byte, what its cell shows; no other claims to be one."""
-    for name, picture in readme_plots(read()).items():
-        assert (ROOT / "images" / f"{name}.png").read_bytes() == picture, "run python tools/save.py"
-    assert {path.stem for path in (ROOT / "images").glob("moment_*.png")} == {*readme_plots(read())}
+def test_quotations_and_plots():
+    """What the READMEs take from the notebook, code and plots, is what its cells have, to the byte."""
+    taken = for_readmes(read())
+    assert [path.name for path, content in taken.items() if path.read_bytes() != content] == [], "run tools/save.py"
+    assert {path for path in taken if path.suffix == ".png"} == {*(ROOT / "images").glob("plot_*.png")}
 
 
 @pytest.mark.parametrize("path, notebook", [*zip(READMES, [ENGLISH, CHINESE])], ids=["en", "zh"])

@@ -1,8 +1,10 @@
 """The saving command: what it keeps from the last run, what it carries over, and which Chinese cells it marks."""
 import base64
 import io
+import sys
 
 import pytest
+import save
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 from save import (
@@ -75,6 +77,16 @@ def test_a_cell_that_fails_is_named():
     cells = [new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(("1", "1 / 0", "2"))]
     with pytest.raises(SystemExit, match="^The cell cell-1 fails; nothing was written.\n(.|\n)*ZeroDivisionError"):
         run_from_nothing(new_notebook(cells=cells))
+
+
+def test_nothing_is_written_if_a_readme_names_a_cell_that_is_gone(monkeypatch):
+    """One sentence names it."""
+    both = carry_over(run(), run())
+    monkeypatch.setattr(sys, "argv", ["save.py"])
+    monkeypatch.setattr(save, "read", lambda path: both)
+    monkeypatch.delattr(save, "write_notebook")
+    with pytest.raises(SystemExit, match="README.md names cells that are gone, down, .*; nothing was written."):
+        save.main()
 
 
 def test_single_cells_are_marked():
