@@ -10,7 +10,6 @@ import argparse
 import io
 import re
 from functools import cache, partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,8 +18,7 @@ from canvas import TEXT, VERMILION, WEIGHT, Canvas, pale, width_of
 from cells import ROOT, load_tutorial, look_alike, read
 from PIL import Image
 
-HERE = Path(__file__).resolve().parent
-FOLDERS = {"en": HERE, "zh": HERE / "zh"}
+FOLDERS = {"en": ROOT / "images", "zh": ROOT / "images" / "zh"}
 DIAGRAMS = {}
 
 

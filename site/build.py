@@ -49,7 +49,7 @@ def size(path):
 class Renderer(IPythonRenderer):
     """Markdown of the notebook into HTML of the page `name`: notes its headings, copies its pictures into `folder`."""
 
-    def __init__(self, name, folder, source=None):
+    def __init__(self, name, folder, source):
         super().__init__(escape=False)
         self.name, self.folder, self.source = name, folder, source
         self.headings, self.used, self.description = [], set(), ""
@@ -160,7 +160,7 @@ def shown(cell, render):
     return "\n".join(parts)
 
 
-def write_page(file, folder, source=None):
+def write_page(file, folder, source):
     """Write the page of the notebook `file`, in the repository's root, into `folder`."""
     name = PAGES[file]
     render = Renderer(name, folder, source)
@@ -183,7 +183,7 @@ def write_page(file, folder, source=None):
     shutil.copyfile(ROOT / file, folder / file)
 
 
-def main(folder, source=None):
+def main(folder, source):
     """Write all pages into `folder`, and what they need."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(HERE / "style.css", folder / "style.css")

@@ -66,9 +66,8 @@ def test_versions(text):
 
 def test_quotations_and_plots():
     """What the READMEs take from the notebook, code and plots, is what its cells have, to the byte."""
-    taken = for_readmes(read())
-    assert [path.name for path, content in taken.items() if path.read_bytes() != content] == [], "run tools/save.py"
-    assert {path for path in taken if path.suffix == ".png"} == {*(ROOT / "images").glob("plot_*.png")}
+    taken = for_readmes(read()).items()
+    assert [path.name for path, content in taken if path.read_bytes() != content] == [], "run python tools/save.py"
 
 
 @pytest.mark.parametrize("path, notebook", [*zip(READMES, [ENGLISH, CHINESE])], ids=["en", "zh"])
