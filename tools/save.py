@@ -191,10 +191,10 @@ def main():
     for path, content in readmes.items():
         path.write_bytes(content)
     programs = ["images/draw.py", "images/animate.py"] if again else []
-    failed = [name for name in programs if subprocess.run([sys.executable, str(ROOT / name)]).returncode]
+    failed = [f"python {name}" for name in programs if subprocess.run([sys.executable, str(ROOT / name)]).returncode]
     print_report(english, chinese)
     if failed:
-        raise SystemExit(f"The notebooks are saved; what draws fails: mend it, then python {', python '.join(failed)}.")
+        raise SystemExit(f"The notebooks are saved, but a drawing failed; mend it, then run {' and '.join(failed)}.")
 
 
 if __name__ == "__main__":
