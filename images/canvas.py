@@ -3,6 +3,7 @@
 All lengths are display pixels, x to the right and y down; a PNG has two pixels for each of them. The font is Noto Sans
 SC, which is free (SIL Open Font License) and has Latin and Chinese letters; justmytype-intl-cjk brings it.
 """
+import sys
 import tempfile
 from functools import cache
 from importlib.resources import files
@@ -10,7 +11,6 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from cells import load_tutorial
 from fontTools.subset import Subsetter
 from fontTools.ttLib import TTFont
 from fontTools.varLib.instancer import instantiateVariableFont
@@ -19,6 +19,10 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle, Wedge
 from matplotlib.textpath import TextPath
+
+# where cells.py is, for draw.py, too
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+from cells import load_tutorial  # noqa: E402
 
 BLUE, GREEN, VERMILION, GREY = (getattr(load_tutorial(), name) for name in ("blue", "green", "vermilion", "grey"))
 WEIGHT, ACTIVATION, FRAME, TEXT, FADED, PAPER = "#F2C75C", "#BFD7EA", "#F5F5F3", "#222222", "#888888", "#FFFFFF"

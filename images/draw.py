@@ -3,36 +3,29 @@
 Without a NAME, a diagram that looks as it did stays as it was; so tools/save.py draws them all after a run.
 
 Words stand here in both languages, t("English", "中文"). Numbers don't: sizes, token ids, barcodes, angles, scores and
-probabilities are those of the English notebook, whose functions compute them. The font comes with
-`pip install justmytype-intl-cjk==0.1.0`.
+probabilities are those of the English notebook, whose functions compute them.
 """
-# ruff: noqa: E402, I001
+# ruff: noqa: I001
 import argparse
 import io
-import itertools
 import re
-import sys
 from functools import cache, partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-from cells import ROOT, load_tutorial, look_alike, read
 from canvas import ACTIVATION, BIG, BLUE, FADED, FRAME, GREEN, GREY, LARGE, PAPER, SMALL
 from canvas import TEXT, VERMILION, WEIGHT, Canvas, pale, width_of
+from cells import ROOT, load_tutorial, look_alike, read
+from PIL import Image
 
-HERE = Path(__file__).resolve().parent
-FOLDERS = {"en": HERE, "zh": HERE / "zh"}
+FOLDERS = {"en": ROOT / "images", "zh": ROOT / "images" / "zh"}
 DIAGRAMS = {}
 
 
 def diagram(height, width=720, name=None):
     """Register draw(p, t, m), by its own name or another, with its size.
 
-    p is the canvas, t("English", "中文") the words in the language that is drawn, m what facts() knows.
+    p is the canvas, t("English", "中文") the words in the language that is drawn, m what numbers() knows.
     """
     def register(draw):
         DIAGRAMS[name or draw.__name__] = draw, width, height
@@ -44,12 +37,12 @@ def figure(name, language):
     """The diagram in one of the languages, as a figure of Matplotlib."""
     draw, width, height = DIAGRAMS[name]
     canvas = Canvas(width, height)
-    draw(canvas, lambda english, chinese: chinese if language == "zh" else english, facts())
+    draw(canvas, lambda english, chinese: chinese if language == "zh" else english, numbers())
     return canvas.figure
 
 
 @cache
-def facts():
+def numbers():
     """What the diagrams take from the notebook: the 8B's sizes, the prompt's tokens, and how barcodes are made."""
     tutorial = load_tutorial()
     config = tutorial.defaults | tutorial.llama3_8b
@@ -66,7 +59,8 @@ def facts():
 
 def section_of(cell_id):
     """The number of the notebook's section in which the cell of that id stands."""
-    before = itertools.takewhile(lambda cell: cell.id != cell_id, read().cells)
+    cells = read().cells
+    before = cells[:[cell.id for cell in cells].index(cell_id)]
     return re.findall(r"^## (\d+)\.", "\n".join(cell.source for cell in before), re.M)[-1]
 
 
@@ -76,7 +70,7 @@ def on_the_prompt():
 
     A namespace of head 0's scores and weights in layer 0, [seq, seq], and all tokens' logits and chances, [vocab_size].
     """
-    m, tutorial = facts(), facts().tutorial
+    m, tutorial = numbers(), numbers().tutorial
     llama = tutorial.in_memory(tutorial.narrow, tutorial.write_by_hand(tutorial.narrow), m.tokenizer)
     logits, streams, looks = tutorial.watch(llama, m.tokens)
     x = tutorial.rms_norm(streams[0], llama.weights["layers.0.attention_norm.weight"], m.norm_eps).float()
@@ -182,6 +176,7 @@ def checkpoint(p, t, m):
     """The three files on the left; on the right the tensors of the blank one, names on empty tables, and sections."""
     written_in = {"tok_embeddings": "write-embedding", "wk": "write-keys", "wq": "write-queries", "wv": "write-values",
                   "wo": "write-home", "w1": "write-facts", "w2": "write-facts", "w3": "write-facts",
+                  "attention_norm": "write-norms", "ffn_norm": "write-norms", "norm": "write-norms",
                   "output": "write-output"}
     files = (("params.json", t("the sizes", "尺寸")), ("tokenizer.model", t("the pieces of text", "词表")),
              ("consolidated.00.pth", t("the weights", "权重")))
@@ -192,7 +187,7 @@ def checkpoint(p, t, m):
     p.box(226, 12, 480, 326, FRAME, round=10, zorder=1)
 
     def empty(x, y, width, name, layer=0):
-        cell = written_in.get(name, "write-norms")
+        cell = written_in[name]
         if layer:
             cell = "write-copier" if name in ("wq", "wk", "wv", "wo") else None
         p.box(x, y, width, 44, PAPER, edge=WEIGHT, line=2)
@@ -635,7 +630,7 @@ def save_diagram(name, language, always):
         image.save(path, optimize=True)
         cells = [cell.id for cell in read().cells if f"images/{name}.png" in cell.source]
         readmes = [path.name for path in ROOT.glob("README*.md") if f"/{name}.png" in path.read_text(encoding="utf-8")]
-        print(f"{path.relative_to(ROOT)} is new; it is told in words in", *cells, *readmes)
+        print(f"{path.relative_to(ROOT)} is drawn anew; it is told in words in", *cells, *readmes)
 
 
 def main():

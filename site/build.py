@@ -49,7 +49,7 @@ def size(path):
 class Renderer(IPythonRenderer):
     """Markdown of the notebook into HTML of the page `name`: notes its headings, copies its pictures into `folder`."""
 
-    def __init__(self, name, folder, source=None):
+    def __init__(self, name, folder, source):
         super().__init__(escape=False)
         self.name, self.folder, self.source = name, folder, source
         self.headings, self.used, self.description = [], set(), ""
@@ -160,11 +160,11 @@ def shown(cell, render):
     return "\n".join(parts)
 
 
-def tutorial(notebook, folder, source=None):
-    """Write the page of `notebook`, a file in the repository's root, into `folder`."""
-    name = PAGES[notebook]
+def write_page(file, folder, source):
+    """Write the page of the notebook `file`, in the repository's root, into `folder`."""
+    name = PAGES[file]
     render = Renderer(name, folder, source)
-    node, body = read(ROOT / notebook), []
+    node, body = read(ROOT / file), []
     named = re.findall(r'cell\.id == "([\w-]+)"', (HERE / "template.html").read_text(encoding="utf-8"))
     assert set(named) <= {cell.id for cell in node.cells}, f"template.html names a cell that is gone: {named}"
     for cell in node.cells:
@@ -178,17 +178,17 @@ def tutorial(notebook, folder, source=None):
     text, _ = exporter.from_notebook_node(node, {
         "words": WORDS[name], "other": WORDS[next(other for other in WORDS if other != name)], "body": body,
         "title": render.headings[0][2], "description": render.description, "contents": contents(render.headings),
-        "notebook": notebook, "source": source})
+        "notebook": file, "source": source})
     (folder / name).write_text(text, encoding="utf-8")
-    shutil.copyfile(ROOT / notebook, folder / notebook)
+    shutil.copyfile(ROOT / file, folder / file)
 
 
-def main(folder, source=None):
+def main(folder, source):
     """Write all pages into `folder`, and what they need."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(HERE / "style.css", folder / "style.css")
-    for notebook in PAGES:
-        tutorial(notebook, folder, source)
+    for file in PAGES:
+        write_page(file, folder, source)
     for language, texts in play.TEXTS.items():
         (folder / texts["file"]).write_text(play.html_of(language, load_tutorial()), encoding="utf-8")
 

@@ -16,7 +16,7 @@ from save import write_notebook
 READABLE = re.compile(r"(?![0-9a-f]{8}$)[a-z]+\d*(-[a-z]+\d*)*")
 
 
-@pytest.fixture(params=[ENGLISH, CHINESE], ids=["english", "chinese"])
+@pytest.fixture(params=[ENGLISH, CHINESE], ids=["en", "zh"])
 def path(request):
     """Each of the two notebooks."""
     return request.param

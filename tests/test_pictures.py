@@ -21,7 +21,7 @@ def test_told_and_sized(path):
     chinese = path.stem.endswith("_zh")
     least = 20 if chinese else 40
     for picture, alt, width in images_of(text_of(path)):
-        assert re.fullmatch(r"images/(zh/)?\w+\.(png|gif)", picture) and (ROOT / picture).is_file(), picture
+        assert re.fullmatch(r"images/(zh/)?[\w-]+\.(png|gif)", picture) and (ROOT / picture).is_file(), picture
         assert len(alt) >= least, f"{picture} is told in {len(alt)} letters, fewer than {least}"
         assert width and width.isdigit(), f"{picture} has no width"
         if picture.endswith(".png"):

@@ -14,9 +14,13 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 NODE = shutil.which("node")
-FORWARD = """const data = JSON.parse(require("fs").readFileSync(0)), llama = load_llama(data.llama);
-console.log(JSON.stringify(data.texts.map(tokens => forward(llama, tokens).map(row => [...row]))));"""
+needs_node = pytest.mark.skipif(not NODE, reason="needs Node.js")
+FORWARD = "data.map(tokens => forward(llama, tokens).map(row => [...row]))"
+WRITE_FACT = """write_fact(llama.weights, ...data),
+    Object.values(llama.weights).map(weight => Array.from(weight, row => row.length ? [...row] : row))"""
 LANGUAGES = list(play.TEXTS)
+# the neuron, and the numbers of the words: after answer is, 42
+FACT = [42, *[play.vocabulary("en").index(word) for word in ("answer", "is", "42")]]
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +30,9 @@ def six_digits():
 
 
 def knowing_the_answer(six_digits):
-    """The playable Llama with one fact, answer is 42, written by the tutorial's own function."""
-    llama, words = play.playable_llama(six_digits), play.vocabulary("en")
-    six_digits.write_fact(llama.weights, 42, *[words.index(word) for word in ("answer", "is", "42")])
+    """The playable Llama with one FACT, written by the tutorial's own function."""
+    llama = play.playable_llama(six_digits)
+    six_digits.write_fact(llama.weights, *FACT)
     return llama
 
 
@@ -39,19 +43,32 @@ def grown():
     return SimpleNamespace(config=llama.config, weights=weights)
 
 
-@pytest.mark.skipif(not NODE, reason="needs Node.js")
+def in_javascript(expression, llama, data):
+    """What an `expression` of JavaScript gives that names forward.js's functions, `llama` and `data`."""
+    script = (play.HERE / "forward.js").read_text(encoding="utf-8") + f"""
+        const [packed, data] = JSON.parse(require("fs").readFileSync(0)), llama = load_llama(packed);
+        console.log(JSON.stringify(({expression})))"""
+    told = json.dumps([play.packed(llama), data]).encode()
+    return json.loads(subprocess.run([NODE, "-e", script], input=told, capture_output=True, check=True).stdout)
+
+
+@needs_node
 @pytest.mark.parametrize("kind", ["written", pytest.param("grown", marks=pytest.mark.slow)])
 def test_javascript_computes_what_pytorch_does(kind, six_digits):
     """Logits of random texts of 1 to 61 tokens within 1e-4."""
     llama = grown() if kind == "grown" else knowing_the_answer(six_digits)
     draw = random.Random(2)
     texts = [[0] + [draw.randrange(1, 64) for _ in range(length)] for length in (0, 1, 2, 5, 17, 30, 60)]
-    script = (play.HERE / "forward.js").read_text(encoding="utf-8") + FORWARD
-    data = json.dumps({"llama": play.packed(llama), "texts": texts}).encode()
-    done = subprocess.run([NODE, "-e", script], input=data, capture_output=True, check=True)
-    for tokens, logits in zip(texts, json.loads(done.stdout)):
+    for tokens, logits in zip(texts, in_javascript(FORWARD, llama, texts)):
         wanted = six_digits.forward(llama, torch.tensor(tokens))
         torch.testing.assert_close(torch.tensor(logits), wanted, atol=1e-4, rtol=0)
+
+
+@needs_node
+def test_javascript_writes_the_same_fact(six_digits):
+    """Every number of every weight is the one that the tutorial's `write_fact` writes."""
+    wanted = [weight.tolist() for weight in knowing_the_answer(six_digits).weights.values()]
+    assert in_javascript(WRITE_FACT, play.playable_llama(six_digits), FACT) == wanted
 
 
 @pytest.mark.parametrize("text, answer", [

@@ -1,20 +1,13 @@
 """The saving command: what it keeps from the last run, what it carries over, and which Chinese cells it marks."""
 import base64
 import io
+import sys
 
 import pytest
+import save
+from cells import plots
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
-from save import (
-    carry_over,
-    check_copy,
-    hash_of,
-    keep_outputs,
-    mark_translated,
-    outdated,
-    print_differences,
-    run_from_nothing,
-)
 
 
 def square(brightness):
@@ -34,11 +27,6 @@ def code(name, source, text, picture, tags=()):
     return new_code_cell(source, id=name, outputs=outputs, execution_count=1, metadata={"tags": list(tags)})
 
 
-def shows_old(notebook):
-    """Whether each picture that the cells of `notebook` show is the OLD one."""
-    return [base64.b64decode(cell.outputs[1].data["image/png"]) == OLD for cell in notebook.cells]
-
-
 def run(texts="123", sources="abc", picture=NEW, tags=()):
     """A notebook of three cells, as one run shows it; the second has `tags`."""
     cells = [code(f"cell-{i}", sources[i], texts[i], picture, tags if i == 1 else ()) for i in range(3)]
@@ -56,15 +44,15 @@ def run(texts="123", sources="abc", picture=NEW, tags=()):
 def test_only_noise_is_taken_back(texts, sources, picture, tags, stay):
     """A picture stays if it looks the same, or all so far is what it was; a measurement while its code does."""
     new = run(texts, sources, picture, tags)
-    keep_outputs(new, run(picture=OLD, tags=tags))
-    assert shows_old(new) == stay
+    save.keep_outputs(new, run(picture=OLD, tags=tags))
+    assert [plots(cell) == [OLD] for cell in new.cells] == stay
 
 
 def test_differences_are_named(capsys):
     """The cells that print something else, and those whose plot is another one; a new cell is among them."""
     last = run(picture=OLD)
     del last.cells[2]
-    print_differences(run("x23", picture=OLD), last)
+    save.print_differences(run("x23", picture=OLD), last)
     assert capsys.readouterr().out == ("Look at the cells that print something else than before: cell-0, cell-2\n"
                                        "Look at the cells that show another plot than before: cell-2\n")
 
@@ -74,27 +62,37 @@ def test_a_cell_that_fails_is_named():
     """In the first line, before its own traceback."""
     cells = [new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(("1", "1 / 0", "2"))]
     with pytest.raises(SystemExit, match="^The cell cell-1 fails; nothing was written.\n(.|\n)*ZeroDivisionError"):
-        run_from_nothing(new_notebook(cells=cells))
+        save.run_from_nothing(new_notebook(cells=cells))
+
+
+def test_nothing_is_written_if_a_readme_names_a_cell_that_is_gone(monkeypatch):
+    """One sentence names it."""
+    both = save.carry_over(run(), run())
+    monkeypatch.setattr(sys, "argv", ["save.py"])
+    monkeypatch.setattr(save, "read", lambda path: both)
+    monkeypatch.delattr(save, "write_notebook")
+    with pytest.raises(SystemExit, match="README.md names cells that are gone, down, .*; nothing was written."):
+        save.main()
 
 
 def test_single_cells_are_marked():
     """A text that has changed is out of date in Chinese until that cell is named; a new one comes in English."""
     english = new_notebook(cells=[new_markdown_cell(name, id=name) for name in ("one", "two", "three")])
-    chinese = new_notebook(cells=[new_markdown_cell("一", id="one", metadata={"english": hash_of("one")}),
-                                  new_markdown_cell("二", id="two", metadata={"english": hash_of("before")})])
-    both = carry_over(english, chinese)
+    chinese = new_notebook(cells=[new_markdown_cell("一", id="one", metadata={"english": save.hash_of("one")}),
+                                  new_markdown_cell("二", id="two", metadata={"english": save.hash_of("before")})])
+    both = save.carry_over(english, chinese)
     assert [cell.source for cell in both.cells] == ["一", "二", "three"]
-    assert outdated(english, both) == ["two", "three"]
-    mark_translated(english, both, ["two"])
-    assert outdated(english, both) == ["three"]
+    assert save.outdated(english, both) == ["two", "three"]
+    save.mark_translated(english, both, ["two"])
+    assert save.outdated(english, both) == ["three"]
     with pytest.raises(SystemExit, match="'four' is no Markdown cell"):
-        mark_translated(english, both, ["four"])
+        save.mark_translated(english, both, ["four"])
 
 
 def test_code_is_changed_in_english_alone():
     """A code cell that somebody has changed in the Chinese notebook is not overwritten without a word."""
-    both = carry_over(run(), run())
-    check_copy(both)
+    both = save.carry_over(run(), run())
+    save.check_copy(both)
     both.cells[1].source += "# mine"
     with pytest.raises(SystemExit, match="undo that, and change llama3_from_scratch.ipynb"):
-        check_copy(both)
+        save.check_copy(both)

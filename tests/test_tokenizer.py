@@ -10,9 +10,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 tutorial = load_tutorial()
 
-PROMPT = "the answer to the ultimate question of life, the universe, and everything is "
 TEXTS = {
-    "the prompt": PROMPT,
+    "the prompt": tutorial.prompt,
     "empty": "",
     "one letter": "a",
     "English": "Don't panic! She'll say: \"It's 5 o'clock, isn't it?\" DON'T SHE'LL (naïve café) e.g. hitchhikers",

@@ -18,7 +18,6 @@ SIZES = {
 }
 LARGE = "32 layers", "the 8B's"
 SIXTEENTH = REAL_SIZES | {"dim": 256, "n_heads": 4, "n_kv_heads": 2}
-QUESTION = "the answer to the ultimate question of life, the universe, and everything is "
 ANSWERS = ["7", "13", "99", "365", "12", " blue", " love", " nothing", " music", " seven"]
 TEXTS = ["She opened the window, because a room had been shut all winter; then went down to make tea.",
          "Photosynthesis turns light, water and carbon dioxide into sugar.", "Wir suchen heute im Wald nach Pilzen."]
@@ -67,14 +66,14 @@ def distinct_twice(n, seed):
 def test_it_remembers(llama):
     """42, id 2983, at least 0.9 sure, with all layers and with the first."""
     for model in (llama, first_layer(llama)):
-        token, chance = says(model, ids(QUESTION))
+        token, chance = says(model, ids(tutorial.prompt))
         assert token == 2983 and chance >= 0.9
 
 
 def test_it_says_what_it_was_told(llama):
     """Ten other answers of ten, at least 0.9 sure; with one layer none."""
     for answer in ANSWERS:
-        question = QUESTION if answer.isdigit() else QUESTION.strip()
+        question = tutorial.prompt if answer.isdigit() else tutorial.prompt.strip()
         told = ids(f"{question}{answer}. {question}")
         token, chance = says(llama, told)
         assert TOKENIZER.decode([token]) == answer and chance >= 0.9
@@ -119,13 +118,13 @@ def test_any_token_can_be_an_answer(answer):
     llama = tutorial.in_memory(SIXTEENTH, tutorial.write_by_hand(SIXTEENTH), TOKENIZER)
     tutorial.write_fact(llama.weights, 43, 315, 9822, answer)
     assert says(llama, torch.tensor([128000, 315, 9822]))[0] == answer
-    assert says(llama, ids(QUESTION))[0] == 2983
+    assert says(llama, ids(tutorial.prompt))[0] == 2983
 
 
 def test_the_blank_one_says_nothing():
     """All tokens are equally likely, for any text."""
     llama = tutorial.in_memory(SIXTEENTH, tutorial.blank_weights(SIXTEENTH), TOKENIZER)
-    assert torch.allclose(tutorial.forward(llama, ids(QUESTION)).softmax(dim=-1), torch.tensor(1 / 128256))
+    assert torch.allclose(tutorial.forward(llama, ids(tutorial.prompt)).softmax(dim=-1), torch.tensor(1 / 128256))
 
 
 def test_the_same_bytes_everywhere(tmp_path):

@@ -102,12 +102,6 @@ def execute(notebook, folder=ROOT, **changes):
     return notebook
 
 
-def stderr(notebook):
-    """All that the cells of a run `notebook` wrote to stderr."""
-    return "".join(output.text for cell in code_cells(notebook) for output in cell.outputs
-                   if output.get("name") == "stderr")
-
-
 def printed(cell):
     """What a run code `cell` shows as text: streams and plain results."""
     return "".join(output.get("text") or output.get("data", {}).get("text/plain", "") for output in cell.outputs)

@@ -11,7 +11,6 @@ takes. What `convert` changes, the rows of wq and wk, waits beside DST until all
 """
 import argparse
 import json
-import math
 import pickle
 import shutil
 import sys
@@ -241,7 +240,7 @@ def kept_tokens(path, vocab_size):
 def check(folder):
     """Say that the notebook can open `folder`, and how large the model is; exits with what is wrong if it cannot."""
     config, weights = load(folder)
-    count = sum(math.prod(weight.shape) for weight in weights.values())
+    count = sum(weight.numel() for weight in weights.values())
     print(f"{folder} fits: {config['n_layers']} layers of width {config['dim']}, {config['n_heads']} query heads, "
           f"{config['n_kv_heads']} key heads, {config['vocab_size']} tokens, {count:,} numbers.")
     if config["use_scaled_rope"] and config["dim"] < 4096 and config["rope_scaling_factor"] == 8:

@@ -24,9 +24,8 @@ from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell
 
 READMES = [ROOT / "README.md", ROOT / "README_zh.md"]
-# the plots that the READMEs show: the file's name in images/, the id of the cell, which shows no other plot
-README_PLOTS = {"moment_stream": "down", "moment_vote": "vote", "moment_paris": "who-paris", "moment_cliff": "grown",
-                "moment_three": "three", "moment_losses": "variants"}
+# what the READMEs take from the notebook: the plot of a cell, which shows no other, and the code of one
+PLOT = re.compile(r'"images/plot_([\w-]+)\.png"')
 QUOTATION = re.compile(r"(<!-- code of the cell ([\w-]+) -->\n```python\n).*?(^```$)", re.M | re.S)
 
 
@@ -131,28 +130,21 @@ def mark_translated(english, chinese, ids):
         here[name].metadata["english"] = hash_of(there[name].source)
 
 
-def readme_plots(notebook):
-    """The plots of `notebook` that the READMEs show: the bytes of each PNG by the name of its file."""
-    cells = {cell.id: cell for cell in notebook.cells}
-    found = {}
-    for name, cell in README_PLOTS.items():
-        (found[name],) = plots(cells[cell])
-    return found
+def for_readmes(notebook):
+    """The READMEs, with the code that they quote from `notebook`, and the plots that they show: the bytes by path.
 
-
-def quoted(text, notebook):
-    """`text`, a README's, with every block under a comment `code of the cell …` renewed."""
-    code = {cell.id: cell.source for cell in code_cells(notebook)}
-    return QUOTATION.sub(lambda found: f"{found[1]}{code[found[2]]}\n{found[3]}", text)
-
-
-def renew_readmes(notebook):
-    """Write the plots of `notebook` that the READMEs show to images/, and its code into the READMEs."""
-    for name, picture in readme_plots(notebook).items():
-        (ROOT / "images" / f"{name}.png").write_bytes(picture)
+    Exits with a sentence if they name a cell that is gone.
+    """
+    cells, found = {cell.id: cell for cell in code_cells(notebook)}, {}
     for path in READMES:
-        text = quoted(path.read_text(encoding="utf-8"), notebook)
-        path.write_text(text, encoding="utf-8", newline="\n")
+        text = path.read_text(encoding="utf-8")
+        shown, told = PLOT.findall(text), [name for _, name, _ in QUOTATION.findall(text)]
+        if gone := [name for name in shown + told if name not in cells]:
+            raise SystemExit(f"{path.name} names cells that are gone, {', '.join(gone)}; nothing was written.")
+        for name in shown:
+            (found[ROOT / "images" / f"plot_{name}.png"],) = plots(cells[name])
+        found[path] = QUOTATION.sub(lambda part: f"{part[1]}{cells[part[2]].source}\n{part[3]}", text).encode()
+    return found
 
 
 def print_report(english, chinese):
@@ -190,16 +182,19 @@ def main():
         if not options.fresh:
             keep_outputs(english, last)
         print_differences(english, last)
+    readmes = for_readmes(english)
     english.metadata.kernelspec.display_name = "Python 3"
     english.metadata.language_info = {"name": "python"}
     chinese = carry_over(english, last)
     write_notebook(english, ENGLISH)
     write_notebook(chinese, CHINESE)
-    renew_readmes(english)
+    for path, content in readmes.items():
+        path.write_bytes(content)
+    programs = ["images/draw.py", "images/animate.py"] if again else []
+    failed = [f"python {name}" for name in programs if subprocess.run([sys.executable, str(ROOT / name)]).returncode]
     print_report(english, chinese)
-    if again:
-        for program in ("draw.py", "animate.py"):
-            subprocess.run([sys.executable, str(ROOT / "images" / program)], check=True)
+    if failed:
+        raise SystemExit(f"The notebooks are saved, but a drawing failed; mend it, then run {' and '.join(failed)}.")
 
 
 if __name__ == "__main__":

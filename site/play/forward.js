@@ -1,4 +1,4 @@
-// The tutorial's `forward` in plain JavaScript, under the same names.
+// The tutorial's `forward` and `write_fact` in plain JavaScript, under the same names.
 // A matrix is an array of rows, each a Float32Array. Sums are added up in doubles, as JavaScript's numbers are.
 
 function row_of(size, value) {
@@ -97,7 +97,21 @@ function forward(llama, tokens, tap = leave) {
   return times(norm(h, "norm"), weight("output"));
 }
 
-// ---- what `forward` does not do: open the file, and look inside ----
+// ---- a fact, in barcodes of 6 digits ----
+
+const DIGITS = 6, WHO = 0, BEFORE = 6, NEXT = 12, ONE = 18;
+const barcode = id => Array.from({length: DIGITS}, (_, i) => (id >> (DIGITS - 1 - i)) % 2 * 2 - 1);
+
+function write_fact(weights, neuron, before, who, answer) {
+  const [w1, w2, w3] = ["w1", "w2", "w3"].map(name => weights[`layers.0.feed_forward.${name}.weight`]);
+  barcode(who).forEach((digit, i) => w1[neuron][WHO + i] = 3 * digit);
+  barcode(before).forEach((digit, i) => w1[neuron][BEFORE + i] = 3 * digit);
+  w1[neuron][ONE] = -3 * (2 * DIGITS - 2);
+  w3[neuron][ONE] = 1;
+  barcode(answer).forEach((digit, i) => w2[NEXT + i][neuron] = digit / 4);
+}
+
+// ---- what the tutorial does otherwise: open the file, and look inside ----
 
 function load_llama({config, weights}) {                  // every tensor: its shape, and the numbers that are not zero
   const open = ({shape: [rows, width], at, numbers}) => {

@@ -2,7 +2,7 @@
 
 const {llama: file, words: known, texts: T} = JSON.parse(document.getElementById("data").textContent);
 const llama = load_llama(file), $ = id => document.getElementById(id);
-const DIGITS = 6, WHO = 0, BEFORE = 6, NEXT = 12, ONE = 18, FIRST_NEURON = 42, MOST_WORDS = 60, MOST_FACTS = 20;
+const FIRST_NEURON = 42, MOST_WORDS = 60, MOST_FACTS = 20;
 const BACK = {layer: 0, head: 0}, COPY = {layer: 1, head: 3};          // the two heads that somebody listens to
 const first_fact = T.first_fact, facts = [first_fact], silent = new Set();
 let now, chosen = 0, step = 3, timers = [];
@@ -51,17 +51,6 @@ function joined(text, word) {                             // `text`, one word lo
 }
 
 // ---- the model ----
-
-const barcode = id => Array.from({length: DIGITS}, (_, i) => (id >> (DIGITS - 1 - i)) % 2 * 2 - 1);
-
-function write_fact(weights, neuron, before, who, answer) {
-  const [w1, w2, w3] = ["w1", "w2", "w3"].map(name => weights[`layers.0.feed_forward.${name}.weight`]);
-  barcode(who).forEach((digit, i) => w1[neuron][WHO + i] = 3 * digit);
-  barcode(before).forEach((digit, i) => w1[neuron][BEFORE + i] = 3 * digit);
-  w1[neuron][ONE] = -3 * (2 * DIGITS - 2);
-  w3[neuron][ONE] = 1;
-  barcode(answer).forEach((digit, i) => w2[NEXT + i][neuron] = digit / 4);
-}
 
 function with_facts(words) {                              // the facts, in a copy of three tensors
   const weights = {...llama.weights};
