@@ -6,24 +6,20 @@ images/stream.gif, and images/zh/stream.gif with Chinese words, show the residua
 7: barcodes fill in, part by part. images/birth.gif shows a previous-token head and an induction head appear while the
 page's two layers are trained.
 """
-# ruff: noqa: E402, I001
 import ast
 import hashlib
 import inspect
 import io
 import re
-import sys
 from pathlib import Path
 
 import torch
+from canvas import font
+from cells import ROOT, load_tutorial
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-from cells import ROOT, load_tutorial
-from canvas import font
 
 WIDTH = 900                                             # pixels
 HOLD = 12                                               # frames that a finished state stays

@@ -20,7 +20,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle, Wedge
 from matplotlib.textpath import TextPath
 
-# where cells.py is, for draw.py, too
+# where cells.py is, for draw.py and animate.py, too
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 from cells import load_tutorial  # noqa: E402
 
