@@ -536,7 +536,7 @@ def cut(p, t, m):
     p.link((300, 115), (360, 115), (360, 140), (438, 140), color=GREEN)
     p.link((454, 140), (533, 140), color=GREEN)
     p.write(360, 250, t("for the keys alone, its mean replaces what (16, 0) wrote",
-                        "只有键读不到(16, 0)写下的，读到的是它的平均"), LARGE, VERMILION, bold=True)
+                        "键读到的不是(16, 0)的笔记，而是笔记的平均"), LARGE, VERMILION, bold=True)
 
 
 @diagram(320)
