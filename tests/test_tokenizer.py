@@ -52,7 +52,7 @@ def test_special_tokens_are_metas(tokenizer, meta):
 def ranks(tokenizer, monkeypatch):
     """Bytes to rank, also set as the global `ranks` that the notebook's `bpe` reads."""
     ranks = tutorial.read_ranks(tutorial.packaged)
-    monkeypatch.setitem(tutorial.bpe.__globals__, "ranks", ranks)
+    monkeypatch.setattr(tutorial, "ranks", ranks, raising=False)
     return ranks
 
 

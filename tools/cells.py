@@ -6,7 +6,7 @@ import linecache
 import os
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 
 import nbformat
 import numpy as np
@@ -53,19 +53,19 @@ def remember(name, text):
 
 @cache
 def load_tutorial():
-    """A namespace with every function of the English page, its imports and its CONSTANTS, and none of its arithmetic.
+    """A module with every function of the English page, its imports and its CONSTANTS, and none of its arithmetic.
 
-    The functions find one another, and `inspect.getsource` finds them, as in the running notebook.
+    The functions find one another, what is set in the module, and `inspect.getsource` finds them, as in the notebook.
     """
     os.environ.setdefault("LLAMA3_DEVICE", "cpu")
-    names = {"__name__": "notebook_functions"}
+    tutorial = ModuleType("notebook_functions")
     for cell in code_cells(read()):
         text, name = as_python(cell), f"<cell {cell.id}>"
         remember(name, text)
         for node in ast.parse(text).body:
             if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef)) or is_constant(node):
-                exec(compile(ast.Module([node], []), name, "exec"), names)
-    return SimpleNamespace(**names)
+                exec(compile(ast.Module([node], []), name, "exec"), vars(tutorial))
+    return tutorial
 
 
 def is_constant(node):
