@@ -72,8 +72,9 @@ def is_constant(node):
     """Whether the statement `node` sets names in capitals, or some of the CONSTANTS."""
     if not isinstance(node, ast.Assign):
         return False
-    (target,) = node.targets
-    names = target.elts if isinstance(target, ast.Tuple) else [target]
+    names = []
+    for target in node.targets:                         # two in a = b = 0
+        names += target.elts if isinstance(target, ast.Tuple) else [target]
     return all(isinstance(name, ast.Name) and (name.id in CONSTANTS or name.id.isupper()) for name in names)
 
 
