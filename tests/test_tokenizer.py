@@ -58,7 +58,7 @@ def ranks(tokenizer, monkeypatch):
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_ids_are_metas(ranks, tokenizer, meta, name):
-    """Meta's `encode`, the page's, and the page's BPE by hand give the same ids, which are the text again."""
+    """Meta's `encode`, the tutorial's, and its BPE by hand give the same ids, which are the text again."""
     ids = meta.encode(TEXTS[name], bos=True, eos=False)
     assert tutorial.encode(tokenizer, TEXTS[name]) == ids
     pieces = regex.findall(tutorial.pattern, TEXTS[name])

@@ -16,7 +16,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 ENGLISH, CHINESE = ROOT / "llama3_from_scratch.ipynb", ROOT / "llama3_from_scratch_zh.ipynb"
-# the page's constants, beside those in capitals, that are needed outside the running notebook
+# the constants, beside those in capitals, that are needed outside the running notebook
 CONSTANTS = {"device", "packaged", "reserved", "special", "pattern", "prompt", "llama3_8b", "two_layers", "defaults",
              "places", "registers", "blue", "green", "vermilion", "grey", "narrow", "prose", "small", "hint"}
 
@@ -46,14 +46,14 @@ def as_python(cell):
     return TransformerManager().transform_cell(cell.source)
 
 
-def remember(name, text):
+def show_source(name, text):
     """Let `inspect.getsource` find the functions of `text`, which is compiled under the file name `name`."""
     linecache.cache[name] = (len(text), None, text.splitlines(True), name)
 
 
 @cache
 def load_tutorial():
-    """A module with every function of the English page, its imports and its CONSTANTS, and none of its arithmetic.
+    """A module with every function of the English notebook, its imports and its CONSTANTS, and none of its arithmetic.
 
     The functions find one another, what is set in the module, and `inspect.getsource` finds them, as in the notebook.
     """
@@ -61,7 +61,7 @@ def load_tutorial():
     tutorial = ModuleType("notebook_functions")
     for cell in code_cells(read()):
         text, name = as_python(cell), f"<cell {cell.id}>"
-        remember(name, text)
+        show_source(name, text)
         for node in ast.parse(text).body:
             if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef)) or is_constant(node):
                 exec(compile(ast.Module([node], []), name, "exec"), vars(tutorial))
@@ -79,7 +79,7 @@ def is_constant(node):
 
 
 def smollm2_folder(folder=ROOT / "SmolLM2-135M"):
-    """`folder` with SmolLM2-135M in Meta's layout, written by the page's own function if it is not there."""
+    """`folder` with SmolLM2-135M in Meta's layout, written by the notebook's own function if it is not there."""
     if not folder.exists():
         load_tutorial().write_smollm2(folder)
     return folder

@@ -159,7 +159,7 @@ def for_readmes(notebook):
 
 
 def print_report(english, chinese):
-    """The size of the page and of its brackets, and which cells of `chinese` are out of date, in a few lines."""
+    """The size of the notebook and of its brackets, and which cells of `chinese` are out of date, in a few lines."""
     stale = outdated(english, chinese)
     prose = re.sub(r"(?s)<[^>]+>|```.*?```", " ", "\n".join(cell.source for cell in text_cells(english)))
     words = len(re.findall(r"[\w'’]+", prose))
