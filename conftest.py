@@ -63,8 +63,8 @@ def smol():
 @pytest.fixture(scope="session")
 def site_folder(tmp_path_factory):
     """The folder of the web edition, built anew."""
-    from browser import built_in
-    return built_in(tmp_path_factory.mktemp("site"))
+    from browser import build_site
+    return build_site(tmp_path_factory.mktemp("site"))
 
 
 @pytest.fixture(scope="session")

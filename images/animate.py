@@ -1,11 +1,13 @@
-"""Draw those moving pictures of the READMEs that are old, from the page's own functions.
+"""Draw the moving pictures of the READMEs from the notebook's own functions.
 
-    python images/animate.py        tools/save.py calls it
+    python images/animate.py                those that are old; tools/save.py calls it
+    python images/animate.py NAME [NAME …]  these, in any case
 
 images/stream.gif, and images/zh/stream.gif with Chinese words, show the residual stream of a written Llama that is told
 7: barcodes fill in, part by part. images/birth.gif shows a previous-token head and an induction head appear while the
-page's two layers are trained.
+tutorial's two layers are trained.
 """
+import argparse
 import ast
 import hashlib
 import inspect
@@ -27,13 +29,13 @@ LEFT = {"who": 7, "before": 34, "next": 62}             # where a register's fir
 
 
 def code_hash(name):
-    """Eight hexadecimal digits that change with this file, its font, and all of the page that images/NAME.gif needs.
+    """Eight hexadecimal digits that change with this file, its font, and what images/NAME.gif needs of the notebook.
 
-    That is each of the page's functions and constants that its drawing functions name, and that those name in turn.
+    That is each of its functions and constants that the picture's drawing functions name, and that those name in turn.
     """
     texts = {"this file": Path(__file__).read_text(encoding="utf-8"), "font": inspect.getsource(font)}
-    tutorial = vars(load_tutorial())
-    found = [birth] if name == "birth" else [stream, stream_frame]
+    known = vars(load_tutorial()) | {"stream_frame": stream_frame}
+    found = [PICTURES[name][0]]
     while found:
         function = found.pop()
         text = texts[function.__name__] = inspect.getsource(function)
@@ -41,11 +43,11 @@ def code_hash(name):
         own = {node.arg for node in nodes if isinstance(node, ast.arg)}
         own |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
         words = set(re.findall(r"\w+", text)) - own
-        for word in words & set(tutorial) - set(texts):
-            if getattr(tutorial[word], "__module__", "") == "notebook_functions":
-                found.append(tutorial[word])
-            elif isinstance(tutorial[word], (str, int, dict, list, slice, torch.Tensor)):
-                texts[word] = repr(tutorial[word])
+        for word in words & set(known) - set(texts):
+            if getattr(known[word], "__module__", "") in ("notebook_functions", __name__):
+                found.append(known[word])
+            elif isinstance(known[word], (str, int, dict, list, slice, torch.Tensor)):
+                texts[word] = repr(known[word])
     return hashlib.sha256("".join(text for _, text in sorted(texts.items())).encode()).hexdigest()[:8]
 
 
@@ -116,7 +118,7 @@ def stream(file, names, titles):
     `file` is the picture's name in images/ without its ending, `names` are those of the three registers.
     """
     tutorial = load_tutorial()
-    tokenizer = tutorial.say.__globals__["tokenizer"] = tutorial.load_tokenizer(tutorial.packaged)
+    tokenizer = tutorial.tokenizer = tutorial.load_tokenizer(tutorial.packaged)
     written = tutorial.in_memory(tutorial.narrow, tutorial.write_by_hand(tutorial.narrow), tokenizer)
     tokens = torch.tensor(tutorial.encode(written.tokenizer, tutorial.hint))
     _, streams, looks = tutorial.watch(written, tokens)
@@ -138,8 +140,8 @@ def stream(file, names, titles):
     save(file, frames, 110)
 
 
-def birth():
-    """images/birth.gif: the page's training of two layers, every sixth step."""
+def birth(file):
+    """The tutorial's training of two layers, every sixth step; `file` is as in `stream`."""
     tutorial = load_tutorial()
     unseen = tutorial.twice(0, 20, 1, 64, seed=5)
     losses, seen = [], []
@@ -166,18 +168,32 @@ def birth():
         axes.set_ylabel("loss", fontsize=13)
         axes.set_xlabel(f"training step {step}", fontsize=13)
         frames.append(rasterized(figure))
-    save("birth", frames, 120)
+    save(file, frames, 120)
+
+
+# each moving picture by its file's name without the ending: the function that draws it, and what that takes besides
+PICTURES = {
+    "stream": (stream, (("who", "before", "next"), (
+        "The embedding: each token's number, as a barcode",
+        "Layer 0, attention: each token notes who stands before it",
+        "Layer 0, a neuron: after ␣is and ␣ comes 42", "Layer 1, attention: the text said 7, so 7 beats 42"))),
+    "zh/stream": (stream, (("我是谁", "我前面是谁", "接下来是谁"), (
+        "嵌入：每个词元的编号，画成条形码", "第0层的注意力：每个词元记下前面是谁",
+        "第0层的一个神经元：␣is和␣之后是42", "第1层的注意力：上文说过7，于是7胜过42"))),
+    "birth": (birth, ())}
+
+
+def main():
+    """Draw the moving pictures that are named, or else those that are old."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(PICTURES))
+    names = parser.parse_args().names
+    if unknown := set(names) - set(PICTURES):
+        parser.error(f"there is no moving picture {', '.join(unknown)}")
+    for name in names or [name for name in PICTURES if is_old(name)]:
+        draw, arguments = PICTURES[name]
+        draw(name, *arguments)
 
 
 if __name__ == "__main__":
-    if is_old("stream"):
-        stream("stream", ("who", "before", "next"), (
-            "The embedding: each token's number, as a barcode",
-            "Layer 0, attention: each token notes who stands before it",
-            "Layer 0, a neuron: after ␣is and ␣ comes 42", "Layer 1, attention: the text said 7, so 7 beats 42"))
-    if is_old("zh/stream"):
-        stream("zh/stream", ("我是谁", "我前面是谁", "接下来是谁"), (
-            "嵌入：每个词元的编号，画成条形码", "第0层的注意力：每个词元记下前面是谁",
-            "第0层的一个神经元：␣is和␣之后是42", "第1层的注意力：上文说过7，于是7胜过42"))
-    if is_old("birth"):
-        birth()
+    main()

@@ -25,7 +25,7 @@ DIAGRAMS = {}
 def diagram(height, width=720, name=None):
     """Register draw(p, t, m), by its own name or another, with its size.
 
-    p is the canvas, t("English", "中文") the words in the language that is drawn, m what numbers() knows.
+    p is the canvas, t("English", "中文") the words in the language that is drawn, m what from_notebook() knows.
     """
     def register(draw):
         DIAGRAMS[name or draw.__name__] = draw, width, height
@@ -37,13 +37,20 @@ def figure(name, language):
     """The diagram in one of the languages, as a figure of Matplotlib."""
     draw, width, height = DIAGRAMS[name]
     canvas = Canvas(width, height)
-    draw(canvas, lambda english, chinese: chinese if language == "zh" else english, numbers())
+    draw(canvas, lambda english, chinese: chinese if language == "zh" else english, from_notebook())
     return canvas.figure
 
 
 @cache
-def numbers():
-    """What the diagrams take from the notebook: the 8B's sizes, the prompt's tokens, and how barcodes are made."""
+def from_notebook():
+    """What the diagrams take from the notebook, as attributes.
+
+    The sizes in the 8B's config, under their names there (dim, n_heads, …), and head_dim and ffn_dim.
+    Of the prompt: tokens, words (the tokens as text), seq (how many), row (the shape [seq, dim] as text).
+    freqs: by which angle each pair turns from one position to the next.
+    shape_of(name): a weight's shape as text, of layer 0 where no layer is named. code(word): the digits of its barcode.
+    tutorial and tokenizer, for all else.
+    """
     tutorial = load_tutorial()
     config = tutorial.defaults | tutorial.llama3_8b
     shapes = {name.removesuffix(".weight"): list(shape) for name, shape in tutorial.expected_shapes(config).items()}
@@ -66,11 +73,11 @@ def section_of(cell_id):
 
 @cache
 def on_the_prompt():
-    """The Llama that the page writes, a sixteenth as wide and with heads of 128 as in the 8B, on the prompt.
+    """The Llama that the notebook writes, a sixteenth as wide and with heads of 128 as in the 8B, on the prompt.
 
     A namespace of head 0's scores and weights in layer 0, [seq, seq], and all tokens' logits and chances, [vocab_size].
     """
-    m, tutorial = numbers(), numbers().tutorial
+    m, tutorial = from_notebook(), from_notebook().tutorial
     llama = tutorial.in_memory(tutorial.narrow, tutorial.write_by_hand(tutorial.narrow), m.tokenizer)
     logits, streams, looks = tutorial.watch(llama, m.tokens)
     x = tutorial.rms_norm(streams[0], llama.weights["layers.0.attention_norm.weight"], m.norm_eps).float()
@@ -414,7 +421,7 @@ def values(p, t, m):
 def rest(p, t, m):
     """Votes in layer 1's copying head: a query, and below it the keys of a match, of the first token and of another.
 
-    All are tokens of the page's `hint`, the query is that of its last space; a key has a place to rest and a barcode.
+    All are tokens of the tutorial's `hint`, the query is its last space's; a key has a place to rest and a barcode.
     """
     asks = "␣"
     keys = (("7", 0, asks), (m.words[0], 1, None), (".", 0, "7"))
@@ -559,7 +566,7 @@ def moved(p, t, m):
 
 @diagram(660)
 def circuit(p, t, m):
-    """The two ways to know, over the stream as the page draws it: rows are tokens, columns the three registers."""
+    """The two ways to know, over the stream as the notebook draws it: rows are tokens, columns the three registers."""
     space, word, wide = m.words[-1], m.words[-2], 153
     columns = {"who": (96, BLUE), "before": (302, GREEN), "next": (508, VERMILION)}
     who, before, after = [x + wide / 2 for x, _ in columns.values()]

@@ -15,12 +15,12 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-
          "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
          "--force-prefers-reduced-motion"]
 needs_chromium = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium and its driver")
-# where the files of the repository can be read, as `built_in` says
+# where the files of the repository can be read, as `build_site` says
 SOURCE = "https://host/main"
 
 
-def built_in(scratch):
-    """A folder in `scratch`, whose name wants quoting, with what the one command makes."""
+def build_site(scratch):
+    """A folder in `scratch`, whose name wants quoting, into which the one command has built the web edition."""
     folder = scratch / "a page 页#1"
     command = [sys.executable, ROOT / "site" / "build.py", folder, "--source", SOURCE]
     subprocess.run(command, check=True, cwd=scratch)

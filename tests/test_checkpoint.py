@@ -49,12 +49,12 @@ def weights(changes=None):
     return {name: weight for name, weight in (made | (changes or {})).items() if weight is not None}
 
 
-def params(**changes):
+def params_json(**changes):
     """The bytes of a params.json that differs from WIDTH_64."""
     return json.dumps(WIDTH_64 | changes).encode()
 
 
-def config(**changes):
+def config_json(**changes):
     """The bytes of a config.json that differs from HF_CONFIG."""
     return json.dumps(HF_CONFIG | changes).encode()
 
@@ -80,7 +80,7 @@ def spoil(folder, files):
 @pytest.fixture
 def meta_folder(tmp_path):
     """A small checkpoint in Meta's layout, to spoil: 64 wide, 3 layers."""
-    spoil(tmp_path / "small", {PARAMS: params(), VOCABULARY: LINES, PTH: weights()})
+    spoil(tmp_path / "small", {PARAMS: params_json(), VOCABULARY: LINES, PTH: weights()})
     return tmp_path / "small"
 
 
@@ -133,11 +133,11 @@ def refused(command, folder, *arguments):
     ({VOCABULARY: b'{\n  "version": "1.0"\n}\n'}, VOCABULARY, "Llama 2's tokenizer or a tokenizer.json; take"),
     ({VOCABULARY: LINES[:-9]}, VOCABULARY, "makes 513 tokens, and the model has 514; download all files again"),
     ({PARAMS: b'{"dim": 64,'}, PARAMS, "is cut off, or something else than its name says; download it again"),
-    ({PARAMS: params(n_heads=0)}, PARAMS, "has a size that is no number, or none that can be; download it again"),
-    ({PARAMS: params(dim="64")}, PARAMS, "has a size that is no number, or none that can be; download it again"),
-    ({PARAMS: params(dim=128)}, PTH, "tok_embeddings.weight is [514, 64] and should be [514, 128]; download all files"),
-    ({PARAMS: params(n_layers=4)}, PTH, "layers.3.attention_norm.weight is absent and should be [64]; download all"),
-    ({PARAMS: params(n_layers=2)}, PTH, "layers.2.attention_norm.weight is [64] and should be absent"),
+    ({PARAMS: params_json(n_heads=0)}, PARAMS, "has a size that is no number, or none that can be; download it again"),
+    ({PARAMS: params_json(dim="64")}, PARAMS, "has a size that is no number, or none that can be; download it again"),
+    ({PARAMS: params_json(dim=128)}, PTH, "tok_embeddings.weight is [514, 64] and should be [514, 128]; download all"),
+    ({PARAMS: params_json(n_layers=4)}, PTH, "layers.3.attention_norm.weight is absent and should be [64]; download"),
+    ({PARAMS: params_json(n_layers=2)}, PTH, "layers.2.attention_norm.weight is [64] and should be absent"),
     ({PTH: 200_000}, PTH, "is cut off, or holds something else than tensors; download it again"),
     ({PTH: weights({"norm.weight": Code()})}, PTH, "holds code, none of which was run; take the file from Meta"),
     ({PTH: None, "config.json": b"{}"}, "", "is in Hugging Face's layout; run: python tools/checkpoint.py convert "),
@@ -145,7 +145,7 @@ def refused(command, folder, *arguments):
     ({PTH: weights({"norm.weight": None}), "consolidated.01.pth": b""}, "", "is split over several files; take one in"),
 ])
 def test_spoiled_folder(meta_folder, files, blamed, says):
-    """`check` and `cut` name the file and the remedy; the page's `load_llama`, the folder and the command `check`."""
+    """`check` and `cut` name the file and the remedy; the tutorial's `load_llama`, the folder and how to `check` it."""
     spoil(meta_folder, files)
     sentence = refused(checkpoint.check, meta_folder)
     assert sentence.startswith(f"{meta_folder / blamed} ") and says in sentence, sentence
@@ -170,7 +170,7 @@ def test_types(meta_folder):
     {"use_scaled_rope": True}, 'If it is a Llama 3.2, add "rope_scaling_factor": 32 to its params.json.\n')])
 def test_fits(meta_folder, capsys, scaling, hint):
     """What opens is said to fit: absent keys take Meta's defaults, unknown ones and `rope.freqs` are ignored."""
-    spoil(meta_folder, {PARAMS: params(norm_eps=None, a_key_of_tomorrow="new", **scaling),
+    spoil(meta_folder, {PARAMS: params_json(norm_eps=None, a_key_of_tomorrow="new", **scaling),
                    PTH: weights({"rope.freqs": torch.ones(8)})})
     checkpoint.check(meta_folder)
     assert capsys.readouterr().out == (f"{meta_folder} fits: 3 layers of width 64, 4 query heads, 2 key heads, "
@@ -181,7 +181,7 @@ def test_fits(meta_folder, capsys, scaling, hint):
 
 def test_cut(meta_folder):
     """The command keeps the first layers bit for bit, the tokenizer and every key of params.json, and shows a bar."""
-    spoil(meta_folder, {PARAMS: params(a_key_of_tomorrow="new")})
+    spoil(meta_folder, {PARAMS: params_json(a_key_of_tomorrow="new")})
     before, target = contents(meta_folder), meta_folder.with_name("target")
     run = subprocess.run([sys.executable, checkpoint.__file__, "cut", meta_folder, target, "--layers", "2"],
                          capture_output=True, encoding="utf-8", env=os.environ | {"TQDM_DISABLE": ""})
@@ -231,7 +231,7 @@ def test_logits_are_those_of_transformers(make_hf_folder, changes, rewritten):
     folder = make_hf_folder(**changes)
     assert (folder / INDEX).exists() == ("shard" in changes)
     if rewritten:
-        spoil(folder, {"config.json": config(**rewritten)})
+        spoil(folder, {"config.json": config_json(**rewritten)})
     before, target = contents(folder), folder.with_name("target")
     checkpoint.convert(folder, target)
     assert before == contents(folder) and sorted(path.name for path in target.iterdir()) == sorted(FILES)
@@ -271,13 +271,13 @@ def test_other_tokens(make_hf_folder, capsys):
 
 
 @pytest.mark.parametrize("changes, files, says", [
-    ({}, {"config.json": config(model_type="mistral")}, "has 'mistral' as model_type, Llama 3 has 'llama'; take a"),
-    ({}, {"config.json": config(head_dim=16)}, "16 as head_dim, Llama 3 has 8"),
-    ({}, {"config.json": config(quantization_config={"bits": 4})}, "{'bits': 4} as quantization_config"),
-    ({}, {"config.json": config(rope_scaling={"type": "linear"}, rope_parameters=None)}, "'linear' as rope_type"),
-    ({}, {"config.json": config(rope_parameters=LLAMA3_2 | {"high_freq_factor": 8.0})}, "8.0 as high_freq_factor"),
+    ({}, {"config.json": config_json(model_type="mistral")}, "has 'mistral' as model_type, Llama 3 has 'llama'; take"),
+    ({}, {"config.json": config_json(head_dim=16)}, "16 as head_dim, Llama 3 has 8"),
+    ({}, {"config.json": config_json(quantization_config={"bits": 4})}, "{'bits': 4} as quantization_config"),
+    ({}, {"config.json": config_json(rope_scaling={"type": "linear"}, rope_parameters=None)}, "'linear' as rope_type"),
+    ({}, {"config.json": config_json(rope_parameters=LLAMA3_2 | {"high_freq_factor": 8.0})}, "8.0 as high_freq_factor"),
     ({}, {"config.json": b"{}"}, "is no config.json of a Llama (KeyError('hidden_size')); download it again"),
-    ({}, {"config.json": config(num_hidden_layers=2)}, "layers.2.attention_norm.weight is [64] and should be absent"),
+    ({}, {"config.json": config_json(num_hidden_layers=2)}, "layers.2.attention_norm.weight is [64] and should be"),
     ({"vocab_size": 512}, {}, "tokenizer.json makes 514 tokens, and config.json says 512; download all files again"),
     ({}, {"config.json": 99}, "config.json is cut off, or something else than its name says; download it again"),
     ({}, {SINGLE: None}, f"{INDEX} is missing or empty; download it again"),
@@ -285,7 +285,7 @@ def test_other_tokens(make_hf_folder, capsys):
     ({"shard": "100KB"}, {SHARD: None}, f"{SHARD} is missing or empty; download it again"),
     ({}, {"tokenizer.json": None}, "tokenizer.json is missing or empty; download it again"),
     ({}, {"tokenizer.json": b'{"model": {}}'}, "tokenizer.json is cut off, or something else than its name says"),
-    ({}, {"config.json": config(num_attention_heads=0)}, "is no config.json of a Llama (ZeroDivisionError("),
+    ({}, {"config.json": config_json(num_attention_heads=0)}, "is no config.json of a Llama (ZeroDivisionError("),
     ({}, {"tokenizer.json": b'{"model": {"vocab": {"a": 0}}, "added_tokens": []}'}, "is not the tokenizer of Llama 3"),
     ({}, {PTH: b""}, f"holds Meta's layout already; open the folder in which {PTH} is"),
 ])

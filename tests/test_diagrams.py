@@ -14,9 +14,9 @@ drawn = cache(draw.figure)
 every_diagram = pytest.mark.parametrize("name, language", [*itertools.product(draw.DIAGRAMS, draw.FOLDERS)])
 
 
-@pytest.mark.parametrize("name", ["stream", "zh/stream", "birth"])
+@pytest.mark.parametrize("name", animate.PICTURES)
 def test_moving_pictures_are_new(name):
-    """They bear the hash of the code that draws them: of images/animate.py and of what they use of the page."""
+    """They bear the hash of the code that draws them: of images/animate.py and of what they use of the notebook."""
     assert not animate.is_old(name), "run python images/animate.py"
 
 

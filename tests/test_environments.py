@@ -35,7 +35,7 @@ def test_forward_mixes_no_devices(monkeypatch):
     """With the weights on the CPU and `device` an accelerator, no step takes tensors of both; logits are on the CPU."""
     tutorial = load_tutorial()
     config = tutorial.defaults | tutorial.llama3_8b | {"dim": 256, "n_layers": 2, "n_heads": 8, "n_kv_heads": 2}
-    monkeypatch.setitem(tutorial.forward.__globals__, "device", torch.device("cuda:0"))
+    monkeypatch.setattr(tutorial, "device", torch.device("cuda:0"))
     with FakeTensorMode():
         weights = {name: torch.zeros(shape).bfloat16() for name, shape in tutorial.expected_shapes(config).items()}
         llama, cache = SimpleNamespace(weights=weights, config=config), {}

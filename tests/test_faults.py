@@ -1,4 +1,4 @@
-"""A fault in part one changes what the page shows: those that readers make, and those that a syntax tree suggests."""
+"""A fault in part one changes what it shows: those that readers make, and those that a syntax tree suggests."""
 import ast
 import hashlib
 import io
@@ -8,7 +8,7 @@ import signal
 from contextlib import redirect_stdout
 
 import pytest
-from cells import as_python, code_cells, first_part, read, remember
+from cells import as_python, code_cells, first_part, read, show_source
 from machine import one_thread_no_plots_in
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
@@ -59,7 +59,7 @@ DRAWS = re.compile(r"\b(plt|ax|axes|all_axes|figure|title|labels?|heatmaps)\b")
 # what these give is what they got, on the CPU and for a contiguous tensor; without the last four nothing could run
 NO_CHANGE = {"cpu", "detach", "contiguous", "to", "print", "range", "zip", "enumerate"}
 MODULES = {"torch", "math", "F", "os", "json", "tiktoken", "base64", "inspect"}
-# seconds of computing after which a faulty page is taken to hang; part one needs about six
+# seconds of computing after which a faulty notebook is taken to hang; part one needs about six
 LIMIT = 60
 
 
@@ -109,7 +109,7 @@ def wrong(node):
 def mutants(n):
     """`n` faults that the syntax trees of part one's open cells suggest: the line, the cell's id, its faulty source.
 
-    A hash of the line chooses them, so that an edit of the page exchanges few of them.
+    A hash of the line chooses them, so that an edit of the notebook exchanges few of them.
     """
     found = []
     for cell in code_cells(first_part(read())):
@@ -128,26 +128,26 @@ def mutants(n):
     return sorted(found, key=lambda fault: hashlib.sha256(fault[0].encode()).hexdigest())[:n]
 
 
-def show(name, text, space):
-    """What the cell `name`, `text`, prints in the namespace `space`, with the value of its last line as in Jupyter."""
-    remember(name, text)
+def show(name, text, names):
+    """What the cell `name`, `text`, prints in the namespace `names`, with the value of its last line as in Jupyter."""
+    show_source(name, text)
     tree, out = ast.parse(text), io.StringIO()
     last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
     with redirect_stdout(out):
-        exec(compile(tree, name, "exec"), space)
-        value = last and eval(compile(ast.Expression(last.value), name, "eval"), space)
+        exec(compile(tree, name, "exec"), names)
+        value = last and eval(compile(ast.Expression(last.value), name, "eval"), names)
     return out.getvalue() + repr(value)
 
 
-def differs(cells, outputs, space):
-    """Whether running `cells` in `space` fails, or shows anything else than `outputs`.
+def differs(cells, outputs, names):
+    """Whether running `cells` in `names` fails, or shows anything else than `outputs`.
 
     What computes for a minute is taken to hang, and is ended; the clock counts this process's own work, since on a busy
     machine a fault that nothing shows would be ended as well, and pass for one that is seen.
     """
     signal.setitimer(signal.ITIMER_PROF, LIMIT)
     try:
-        return any(show(name, text, space) != outputs[name] for name, text in cells)
+        return any(show(name, text, names) != outputs[name] for name, text in cells)
     except Exception:
         return True
 
@@ -156,27 +156,27 @@ def differs(cells, outputs, space):
 def find_survivors(tmp_path, monkeypatch):
     """A function that returns those of some faults, triples as `mutants` has them, that no output of part one shows.
 
-    The right page is run twice, in an empty folder: once for what it shows, once to fork before each faulty cell.
+    The right notebook is run twice, in an empty folder: once for what it shows, once to fork before each faulty cell.
     """
     monkeypatch.setenv("LLAMA3_CHECKPOINT", str(tmp_path / "blank-2layers"))
     cells = [(cell.id, as_python(cell)) for cell in code_cells(first_part(read()))]
 
     def survivors_of(faults):
-        space, alive = {"__name__": "page"}, []
-        outputs = {name: show(name, text, space) for name, text in cells}
-        space = {"__name__": "page"}
+        names, alive = {"__name__": "notebook"}, []
+        outputs = {name: show(name, text, names) for name, text in cells}
+        names = {"__name__": "notebook"}
         for i, (name, right) in enumerate(cells):
             for fault, _, text in [fault for fault in faults if fault[1] == name]:
                 child = os.fork()
                 if child == 0:
                     seen = True
                     try:
-                        seen = differs([(name, text), *cells[i + 1:]], outputs, space)
+                        seen = differs([(name, text), *cells[i + 1:]], outputs, names)
                     finally:                            # a child that is interrupted must not go on as pytest
                         os._exit(0 if seen else 1)
                 if os.waitpid(child, 0)[1] == 256:
                     alive.append(fault)
-            show(name, right, space)
+            show(name, right, names)
         return alive
 
     with one_thread_no_plots_in(tmp_path):

@@ -9,7 +9,7 @@ import sys
 
 import nbformat
 import pytest
-from cells import CHINESE, ENGLISH, ROOT, code_cells, read, text_cells
+from cells import CHINESE, ENGLISH, ROOT, code_cells, read
 from save import write_notebook
 
 # an id in words, as `write-keys-why`, not the eight random digits that Jupyter gives a new cell
@@ -39,14 +39,6 @@ def test_prose_first(path):
     assert [cell.id for before, cell in zip(cells, cells[1:])
             if before.cell_type == cell.cell_type == "code"] == []
     assert [cell.id for cell in cells if not cell.source.strip()] == []
-
-
-def test_pictures_stand_alone(path):
-    """A picture has an empty line before and after it; otherwise the text beside it isn't read as Markdown."""
-    for cell in text_cells(read(path)):
-        lines = ["", *cell.source.splitlines(), ""]
-        for before, line, after in zip(lines, lines[1:], lines[2:]):
-            assert not (line.startswith("<img") and (before or after)), cell.id
 
 
 def test_one_run():

@@ -1,4 +1,4 @@
-"""Which folder the page opens, and that `save_checkpoint` leaves no half."""
+"""Which folder the notebook opens, and that `save_checkpoint` leaves no half."""
 import shutil
 
 import pytest

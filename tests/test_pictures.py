@@ -5,7 +5,7 @@ That the diagrams are what images/draw.py draws is the concern of test_diagrams.
 import re
 
 import pytest
-from cells import ROOT
+from cells import CHINESE, ENGLISH, ROOT, read, text_cells
 from documents import DOCUMENTS, images_of, text_of
 from matplotlib.image import imread
 
@@ -28,6 +28,15 @@ def test_told_and_sized(path):
             assert int(width) <= imread(ROOT / picture).shape[1], f"{picture} is shown larger than it is"
         translated = ROOT / picture.replace("images/", "images/zh/")
         assert not (chinese and translated.exists()), f"{picture} is there in Chinese"
+
+
+@pytest.mark.parametrize("path", [ENGLISH, CHINESE], ids=["en", "zh"])
+def test_pictures_stand_alone(path):
+    """A picture has an empty line before and after it; otherwise the text beside it isn't read as Markdown."""
+    for cell in text_cells(read(path)):
+        lines = ["", *cell.source.splitlines(), ""]
+        for before, line, after in zip(lines, lines[1:], lines[2:]):
+            assert not (line.startswith("<img") and (before or after)), cell.id
 
 
 def test_each_is_shown():

@@ -65,14 +65,25 @@ def test_a_cell_that_fails_is_named():
         save.run_from_nothing(new_notebook(cells=cells))
 
 
-def test_nothing_is_written_if_a_readme_names_a_cell_that_is_gone(monkeypatch):
-    """One sentence names it."""
+def test_nothing_is_run_if_a_readme_names_a_cell_that_is_gone(monkeypatch):
+    """One sentence names it, before a run that takes minutes."""
     both = save.carry_over(run(), run())
-    monkeypatch.setattr(sys, "argv", ["save.py"])
+    monkeypatch.setattr(sys, "argv", ["save.py", "--run"])
     monkeypatch.setattr(save, "read", lambda path: both)
-    monkeypatch.delattr(save, "write_notebook")
+    monkeypatch.delattr(save, "run_from_nothing")
     with pytest.raises(SystemExit, match="README.md names cells that are gone, down, .*; nothing was written."):
         save.main()
+
+
+@pytest.mark.parametrize("times", [0, 2])
+def test_a_readme_shows_the_one_plot_of_a_cell(times, tmp_path, monkeypatch):
+    """None and two are refused in a sentence that names the cell."""
+    notebook, readme = run(), tmp_path / "README.md"
+    readme.write_text('<img src="images/plot_cell-1.png">', encoding="utf-8")
+    monkeypatch.setattr(save, "READMES", [readme])
+    notebook.cells[1].outputs = notebook.cells[1].outputs[1:] * times
+    with pytest.raises(SystemExit, match=f"the plot of the cell cell-1, which has {times} of them, not one; nothing"):
+        save.for_readmes(notebook)
 
 
 def test_single_cells_are_marked():

@@ -8,7 +8,7 @@ from contextlib import redirect_stdout
 
 import pytest
 import torch
-from cells import ENGLISH, as_python, code_cells, first_part, load_tutorial, may_vary, read, remember, smollm2_folder
+from cells import ENGLISH, as_python, code_cells, first_part, load_tutorial, may_vary, read, show_source, smollm2_folder
 from documents import DOCUMENTS, answers, text_of, without_code
 from machine import one_thread_no_plots_in
 from nbformat.v4 import new_code_cell
@@ -46,15 +46,15 @@ class ShapeChecker(ast.NodeTransformer):
     def __init__(self, numbers=True):
         self.numbers, self.problems, self.waiting = numbers, {}, set()
 
-    def run(self, cells, space):
-        """Execute code `cells` in the namespace `space`, but for those that measure, which take long.
+    def run(self, cells, names):
+        """Execute code `cells` in the namespace `names`, but for those that measure, which take long.
 
         `inspect.getsource` finds the functions as the cells have them.
         """
-        space["__compare__"] = self.compare
+        names["__compare__"] = self.compare
         for cell in cells:
             text, file = as_python(cell), f"<run of {cell.id}>"
-            remember(file, text)
+            show_source(file, text)
             tokens = tokenize.generate_tokens(io.StringIO(text).readline)
             self.comments = {token.start[0]: (cell.id, *token.start, token.string) for token in tokens
                              if token.type == tokenize.COMMENT and not token.string[2:].isdigit()}
@@ -62,7 +62,7 @@ class ShapeChecker(ast.NodeTransformer):
             tree = self.visit(ast.parse(text))
             if not may_vary(cell):
                 with redirect_stdout(io.StringIO()):
-                    exec(compile(tree, file, "exec"), space)
+                    exec(compile(tree, file, "exec"), names)
 
     def visit_Assign(self, node):
         """An assignment, with a call behind it if a comment follows on its last line."""
@@ -101,13 +101,13 @@ def whole(scratch):
 
     The shapes are those of the first part and of two steps with a cache, and of the weights of the 8B and of SmolLM2.
     """
-    checker, space, made = ShapeChecker(), {"__name__": "notebook"}, ShapesMade()
+    checker, names, made = ShapeChecker(), {"__name__": "notebook"}, ShapesMade()
     first = code_cells(first_part(read()))
     with made:
-        checker.run([*first, new_code_cell(CACHED, id="cached")], space)
-    checker.run(code_cells(read())[len(first):], space)
-    ours, smol = (space["expected_shapes"](config).values() for config in (space["llama3_8b"], space["smol"].config))
-    return checker, space, made.shapes | {str(list(shape)) for shape in (*ours, *smol)}
+        checker.run([*first, new_code_cell(CACHED, id="cached")], names)
+    checker.run(code_cells(read())[len(first):], names)
+    ours, smol = (names["expected_shapes"](config).values() for config in (names["llama3_8b"], names["smol"].config))
+    return checker, names, made.shapes | {str(list(shape)) for shape in (*ours, *smol)}
 
 
 @pytest.mark.slow
@@ -121,11 +121,11 @@ def test_names_hold_at_other_widths(scratch, monkeypatch):
     """The first part with 5 tokens and a checkpoint whose sizes all differ from the 8B's and from one another."""
     load_tutorial().write_stand_in(scratch / "other", config=UNEQUAL_SIZES)
     monkeypatch.setenv("LLAMA3_CHECKPOINT", str(scratch / "other"))
-    checker, space, cells = ShapeChecker(numbers=False), {"__name__": "notebook"}, code_cells(first_part(read()))
+    checker, names, cells = ShapeChecker(numbers=False), {"__name__": "notebook"}, code_cells(first_part(read()))
     (asks,) = [cell for cell in cells if cell.id == "prompt"]
     asks.source = 'prompt = "once upon a time"'
-    checker.run(cells, space)
-    assert len(space["tokens"]) == 5
+    checker.run(cells, names)
+    assert len(names["tokens"]) == 5
     assert checker.problems == {}
 
 
@@ -133,10 +133,10 @@ def test_names_hold_at_other_widths(scratch, monkeypatch):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_shapes_in_prose_are_real(whole, path):
     """Each shape in a document's Markdown, in numbers or names, is one that the run made."""
-    text, (_, space, made) = without_code(text_of(path)), whole
+    text, (_, names, made) = without_code(text_of(path)), whole
     shapes = {shape: shape for shape in re.findall(r"\[\s*\d[\d\s,，、]*\](?!\()", text)}
     for shape in re.findall(r"`(\[[^`]*[^\W\d][^`]*\])`", text):
-        shapes[shape] = str(eval(shape, dict(space)))
+        shapes[shape] = str(eval(shape, dict(names)))
     assert [shape for shape, value in shapes.items() if value not in made] == []
 
 

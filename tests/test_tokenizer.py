@@ -52,13 +52,13 @@ def test_special_tokens_are_metas(tokenizer, meta):
 def ranks(tokenizer, monkeypatch):
     """Bytes to rank, also set as the global `ranks` that the notebook's `bpe` reads."""
     ranks = tutorial.read_ranks(tutorial.packaged)
-    monkeypatch.setitem(tutorial.bpe.__globals__, "ranks", ranks)
+    monkeypatch.setattr(tutorial, "ranks", ranks, raising=False)
     return ranks
 
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_ids_are_metas(ranks, tokenizer, meta, name):
-    """Meta's `encode`, the page's, and the page's BPE by hand give the same ids, which are the text again."""
+    """Meta's `encode`, the tutorial's, and its BPE by hand give the same ids, which are the text again."""
     ids = meta.encode(TEXTS[name], bos=True, eos=False)
     assert tutorial.encode(tokenizer, TEXTS[name]) == ids
     pieces = regex.findall(tutorial.pattern, TEXTS[name])

@@ -6,7 +6,7 @@ import linecache
 import os
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 
 import nbformat
 import numpy as np
@@ -16,7 +16,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 ENGLISH, CHINESE = ROOT / "llama3_from_scratch.ipynb", ROOT / "llama3_from_scratch_zh.ipynb"
-# the page's constants, beside those in capitals, that are needed outside the running notebook
+# the constants, beside those in capitals, that are needed outside the running notebook
 CONSTANTS = {"device", "packaged", "reserved", "special", "pattern", "prompt", "llama3_8b", "two_layers", "defaults",
              "places", "registers", "blue", "green", "vermilion", "grey", "narrow", "prose", "small", "hint"}
 
@@ -46,39 +46,40 @@ def as_python(cell):
     return TransformerManager().transform_cell(cell.source)
 
 
-def remember(name, text):
+def show_source(name, text):
     """Let `inspect.getsource` find the functions of `text`, which is compiled under the file name `name`."""
     linecache.cache[name] = (len(text), None, text.splitlines(True), name)
 
 
 @cache
 def load_tutorial():
-    """A namespace with every function of the English page, its imports and its CONSTANTS, and none of its arithmetic.
+    """A module with every function of the English notebook, its imports and its CONSTANTS, and none of its arithmetic.
 
-    The functions find one another, and `inspect.getsource` finds them, as in the running notebook.
+    The functions find one another, what is set in the module, and `inspect.getsource` finds them, as in the notebook.
     """
     os.environ.setdefault("LLAMA3_DEVICE", "cpu")
-    names = {"__name__": "notebook_functions"}
+    tutorial = ModuleType("notebook_functions")
     for cell in code_cells(read()):
         text, name = as_python(cell), f"<cell {cell.id}>"
-        remember(name, text)
+        show_source(name, text)
         for node in ast.parse(text).body:
             if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef)) or is_constant(node):
-                exec(compile(ast.Module([node], []), name, "exec"), names)
-    return SimpleNamespace(**names)
+                exec(compile(ast.Module([node], []), name, "exec"), vars(tutorial))
+    return tutorial
 
 
 def is_constant(node):
     """Whether the statement `node` sets names in capitals, or some of the CONSTANTS."""
     if not isinstance(node, ast.Assign):
         return False
-    (target,) = node.targets
-    names = target.elts if isinstance(target, ast.Tuple) else [target]
+    names = []
+    for target in node.targets:                         # two in a = b = 0
+        names += target.elts if isinstance(target, ast.Tuple) else [target]
     return all(isinstance(name, ast.Name) and (name.id in CONSTANTS or name.id.isupper()) for name in names)
 
 
 def smollm2_folder(folder=ROOT / "SmolLM2-135M"):
-    """`folder` with SmolLM2-135M in Meta's layout, written by the page's own function if it is not there."""
+    """`folder` with SmolLM2-135M in Meta's layout, written by the notebook's own function if it is not there."""
     if not folder.exists():
         load_tutorial().write_smollm2(folder)
     return folder

@@ -130,25 +130,36 @@ def mark_translated(english, chinese, ids):
         here[name].metadata["english"] = hash_of(there[name].source)
 
 
+def check_readmes(notebook):
+    """Exit with a sentence if the READMEs quote or show a cell that is not in `notebook` any more."""
+    there = {cell.id for cell in code_cells(notebook)}
+    for path in READMES:
+        text = path.read_text(encoding="utf-8")
+        named = PLOT.findall(text) + [name for _, name, _ in QUOTATION.findall(text)]
+        if gone := [name for name in named if name not in there]:
+            raise SystemExit(f"{path.name} names cells that are gone, {', '.join(gone)}; nothing was written.")
+
+
 def for_readmes(notebook):
     """The READMEs, with the code that they quote from `notebook`, and the plots that they show: the bytes by path.
 
-    Exits with a sentence if they name a cell that is gone.
+    Exits with a sentence if a cell whose plot they show has none, or several.
     """
     cells, found = {cell.id: cell for cell in code_cells(notebook)}, {}
     for path in READMES:
         text = path.read_text(encoding="utf-8")
-        shown, told = PLOT.findall(text), [name for _, name, _ in QUOTATION.findall(text)]
-        if gone := [name for name in shown + told if name not in cells]:
-            raise SystemExit(f"{path.name} names cells that are gone, {', '.join(gone)}; nothing was written.")
-        for name in shown:
-            (found[ROOT / "images" / f"plot_{name}.png"],) = plots(cells[name])
+        for name in PLOT.findall(text):
+            shown = plots(cells[name])
+            if len(shown) != 1:
+                raise SystemExit(f"{path.name} shows the plot of the cell {name}, which has {len(shown)} of them, "
+                                 "not one; nothing was written.")
+            found[ROOT / "images" / f"plot_{name}.png"] = shown[0]
         found[path] = QUOTATION.sub(lambda part: f"{part[1]}{cells[part[2]].source}\n{part[3]}", text).encode()
     return found
 
 
 def print_report(english, chinese):
-    """The size of the page and of its brackets, and which cells of `chinese` are out of date, in a few lines."""
+    """The size of the notebook and of its brackets, and which cells of `chinese` are out of date, in a few lines."""
     stale = outdated(english, chinese)
     prose = re.sub(r"(?s)<[^>]+>|```.*?```", " ", "\n".join(cell.source for cell in text_cells(english)))
     words = len(re.findall(r"[\w'’]+", prose))
@@ -172,6 +183,7 @@ def main():
     options = parser.parse_args()
     english, last = read(ENGLISH), read(CHINESE)
     check_copy(last)
+    check_readmes(english)
     mark_translated(english, last, options.translated)
     before = {cell.id: cell for cell in code_cells(last)}
     changed = [cell.id for cell in code_cells(english) if cell != before.get(cell.id)]

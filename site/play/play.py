@@ -20,15 +20,15 @@ DIGITS = 6
 
 
 def with_six_digits(tutorial):
-    """The functions of the tutorial's `tutorial`, as a namespace of their own in which barcodes have 6 digits."""
-    space = dict(vars(tutorial))
+    """The functions of `tutorial`, as a namespace of their own in which barcodes have 6 digits."""
+    names = dict(vars(tutorial))
     for name, value in vars(tutorial).items():
         if isinstance(value, FunctionType):
-            space[name] = FunctionType(value.__code__, space, name, value.__defaults__, value.__closure__)
-    space |= {"DIGITS": DIGITS, "places": 2 ** torch.arange(DIGITS - 1, -1, -1), "WHO": slice(0, DIGITS),
+            names[name] = FunctionType(value.__code__, names, name, value.__defaults__, value.__closure__)
+    names |= {"DIGITS": DIGITS, "places": 2 ** torch.arange(DIGITS - 1, -1, -1), "WHO": slice(0, DIGITS),
               "BEFORE": slice(DIGITS, 2 * DIGITS), "NEXT": slice(2 * DIGITS, 3 * DIGITS), "ONE": 3 * DIGITS,
               "FIRST": 3 * DIGITS + 1, "REST": -DIGITS - 2, "begin_of": lambda config: 0}
-    return SimpleNamespace(**space)
+    return SimpleNamespace(**names)
 
 
 def write_nearest(tutorial, weights, config):
@@ -85,7 +85,7 @@ def marked(text):
 
 
 def html_of(language, tutorial):
-    """play.html in `language`, "en" or "zh", with the functions of the tutorial's `tutorial`."""
+    """play.html in `language`, "en" or "zh", with the functions of `tutorial`."""
     llama = playable_llama(with_six_digits(tutorial))
     texts = TEXTS[language]
     counts = {"weights": f"{sum(weight.numel() for weight in llama.weights.values()):,}",

@@ -1,4 +1,4 @@
-"""What section 13 claims of SmolLM2 holds on texts that the page does not show: other seeds, lengths and countries."""
+"""What section 13 claims of SmolLM2 holds on texts it does not show: other seeds, lengths and countries."""
 import pytest
 import torch
 from cells import load_tutorial
@@ -111,7 +111,7 @@ def test_heads_are_found_again(smol32, texts):
 
 def test_the_weights_name_the_partner(smol32, monkeypatch):
     """Of all keys from layer 17 on, (16, 0) fits the induction heads' best; no head before it fits half as well."""
-    monkeypatch.setitem(tutorial.fit.__globals__, "fine_weights", smol32.weights)
+    monkeypatch.setattr(tutorial, "fine_weights", smol32.weights, raising=False)
     fits = {(layer, head): tutorial.fit((layer, head), PREVIOUS) for layer in range(17, 30) for head in (0, 3, 6)}
     best = sorted(fits, key=fits.get)[-2:]
     assert {*best} == {(17, 3), (18, 6)}
