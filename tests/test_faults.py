@@ -8,7 +8,7 @@ import signal
 from contextlib import redirect_stdout
 
 import pytest
-from cells import as_python, code_cells, first_part, read, show_source
+from cells import as_python, code_cells, first_part, read, register_source
 from machine import one_thread_no_plots_in
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
@@ -130,7 +130,7 @@ def mutants(n):
 
 def show(name, text, names):
     """What the cell `name`, `text`, prints in the namespace `names`, with the value of its last line as in Jupyter."""
-    show_source(name, text)
+    register_source(name, text)
     tree, out = ast.parse(text), io.StringIO()
     last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
     with redirect_stdout(out):

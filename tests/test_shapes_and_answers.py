@@ -8,7 +8,7 @@ from contextlib import redirect_stdout
 
 import pytest
 import torch
-from cells import ENGLISH, as_python, code_cells, first_part, load_tutorial, may_vary, read, show_source, smollm2_folder
+from cells import ENGLISH, as_python, code_cells, first_part, load_tutorial, may_vary, read, register_source, smollm2_folder
 from documents import DOCUMENTS, answers, text_of, without_code
 from machine import one_thread_no_plots_in
 from nbformat.v4 import new_code_cell
@@ -54,7 +54,7 @@ class ShapeChecker(ast.NodeTransformer):
         names["__compare__"] = self.compare
         for cell in cells:
             text, file = as_python(cell), f"<run of {cell.id}>"
-            show_source(file, text)
+            register_source(file, text)
             tokens = tokenize.generate_tokens(io.StringIO(text).readline)
             self.comments = {token.start[0]: (cell.id, *token.start, token.string) for token in tokens
                              if token.type == tokenize.COMMENT and not token.string[2:].isdigit()}

@@ -46,7 +46,7 @@ def as_python(cell):
     return TransformerManager().transform_cell(cell.source)
 
 
-def show_source(name, text):
+def register_source(name, text):
     """Let `inspect.getsource` find the functions of `text`, which is compiled under the file name `name`."""
     linecache.cache[name] = (len(text), None, text.splitlines(True), name)
 
@@ -61,7 +61,7 @@ def load_tutorial():
     tutorial = ModuleType("notebook_functions")
     for cell in code_cells(read()):
         text, name = as_python(cell), f"<cell {cell.id}>"
-        show_source(name, text)
+        register_source(name, text)
         for node in ast.parse(text).body:
             if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef)) or is_constant(node):
                 exec(compile(ast.Module([node], []), name, "exec"), vars(tutorial))
