@@ -8,7 +8,17 @@ from contextlib import redirect_stdout
 
 import pytest
 import torch
-from cells import ENGLISH, as_python, code_cells, first_part, load_tutorial, may_vary, read, register_source, smollm2_folder
+from cells import (
+    ENGLISH,
+    as_python,
+    code_cells,
+    first_part,
+    load_tutorial,
+    may_vary,
+    read,
+    register_source,
+    smollm2_folder,
+)
 from documents import DOCUMENTS, answers, text_of, without_code
 from machine import one_thread_no_plots_in
 from nbformat.v4 import new_code_cell
