@@ -50,7 +50,7 @@ def playable_llama(tutorial):
     """The small Llama, without a fact: bfloat16 values as float32 tensors. `tutorial` has barcodes of 6 digits."""
     config = tutorial.defaults | SIZES
     weights = tutorial.blank_weights(config)
-    for part in ("embedding", "ballast", "norms", "keys", "queries", "values", "home", "copier", "rest", "output"):
+    for part in ("embedding", "norms", "keys", "queries", "values", "home", "copier", "rest", "output"):
         getattr(tutorial, f"write_{part}")(weights, config)
     weights = {name: weight.float().contiguous() for name, weight in weights.items()}
     write_nearest(tutorial, weights, config)
