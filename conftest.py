@@ -1,7 +1,6 @@
 """Every pytest run computes on the CPU, on checkpoints made anew; only SmolLM2-135M, once written, is read again.
 
-The English notebook opens two layers cut from a written model of 32, the Chinese one makes a blank model. Its cells are
-slow tests; those marked `weekly` run with --weekly alone.
+The English notebook opens two layers cut from a written model of 32, the Chinese one makes a blank model.
 """
 import os
 import tempfile
@@ -9,11 +8,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-
-
-def pytest_addoption(parser):
-    """The one switch."""
-    parser.addoption("--weekly", action="store_true", help="run the tests that take longest and find least, too")
 
 
 def pytest_configure(config):
@@ -24,14 +18,11 @@ def pytest_configure(config):
     os.environ |= {"LLAMA3_DEVICE": "cpu", "TQDM_DISABLE": "1"}
 
 
-def pytest_collection_modifyitems(items, config):
-    """Every cell of a notebook is slow; so is what runs weekly, and it is left out of all other runs."""
+def pytest_collection_modifyitems(items):
+    """Every cell of a notebook is slow."""
     for item in items:
-        weekly = item.get_closest_marker("weekly")
-        if weekly or item.path.suffix == ".ipynb":
+        if item.path.suffix == ".ipynb":
             item.add_marker("slow")
-        if weekly and not config.getoption("weekly"):
-            item.add_marker(pytest.mark.skip(reason="pytest --weekly runs it"))
 
 
 @pytest.hookimpl(tryfirst=True)

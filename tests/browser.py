@@ -1,5 +1,4 @@
-"""For the tests of the web edition: its files, a headless Chromium that opens them, and what that complains of."""
-import json
+"""For the tests of the web edition: its files, and a headless Chromium that opens them."""
 import shutil
 import subprocess
 import sys
@@ -11,9 +10,6 @@ from selenium import webdriver
 from selenium.webdriver.support.ui import WebDriverWait
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--window-size=1200,900",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-         "--force-prefers-reduced-motion"]
 needs_chromium = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium and its driver")
 # where the files of the repository can be read, as `build_site` says
 SOURCE = "https://host/main"
@@ -32,9 +28,9 @@ def chromium(profile):
     """A headless Chromium with `profile`, an empty folder, as its user data."""
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
-    for flag in [*FLAGS, f"--user-data-dir={profile}"]:
+    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={profile}"):
         options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     browser = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
     try:
         yield browser
@@ -42,22 +38,11 @@ def chromium(profile):
         browser.quit()
 
 
-def open_page(browser, path, width=1280, scheme="light"):
-    """`browser` with the file at `path` in a window `width` pixels wide, of which it has nothing to complain yet."""
+def open_page(browser, path, width=1280):
+    """Let `browser` show the file at `path` in a window `width` pixels wide, and forget what earlier pages logged."""
     window = {"width": width, "height": 844, "mobile": False, "deviceScaleFactor": 1}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", window)
-    media = {"media": "", "features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     browser.get("about:blank")
-    complaints(browser)
+    browser.get_log("browser")
     browser.get(path.as_uri())
     WebDriverWait(browser, 30).until(lambda _: browser.execute_script("return document.readyState") == "complete")
-    return browser
-
-
-def complaints(browser):
-    """What the console says since it was last asked, and the addresses outside this machine that were asked for."""
-    log = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [event["params"]["request"]["url"] for event in log if event["method"] == "Network.requestWillBeSent"]
-    local = ("file:", "data:", "about:")
-    return browser.get_log("browser") + [address for address in asked if not address.startswith(local)]

@@ -53,6 +53,11 @@ def register_source(name, text):
 
 @cache
 def load_tutorial():
+    """The module that `new_tutorial` makes, the same one for all who ask."""
+    return new_tutorial()
+
+
+def new_tutorial():
     """A module with every function of the English notebook, its imports and its CONSTANTS, and none of its arithmetic.
 
     The functions find one another, what is set in the module, and `inspect.getsource` finds them, as in the notebook.
