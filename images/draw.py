@@ -1,4 +1,4 @@
-"""Draw the diagrams of the tutorial: `python images/draw.py [NAME …]` writes images/NAME.png and images/zh/NAME.png.
+"""Draw the diagrams of the tutorial: `python images/draw.py [NAME]` writes images/NAME.png and images/zh/NAME.png.
 
 Without a NAME, a diagram that looks as it did stays as it was; so tools/save.py draws them all after a run.
 
@@ -640,17 +640,10 @@ def save_diagram(name, language, always):
         print(f"{path.relative_to(ROOT)} is drawn anew; it is told in words in", *cells, *readmes)
 
 
-def main():
-    """Write the diagrams that are named, or all."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(DIAGRAMS))
-    names = parser.parse_args().names
-    if unknown := set(names) - set(DIAGRAMS):
-        parser.error(f"there is no diagram {', '.join(unknown)}")
-    for name in names or DIAGRAMS:
-        for language in FOLDERS:
-            save_diagram(name, language, always=bool(names))
-
-
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="?", choices=DIAGRAMS)
+    chosen = parser.parse_args().name
+    for name in [chosen] if chosen else DIAGRAMS:
+        for language in FOLDERS:
+            save_diagram(name, language, always=chosen is not None)

@@ -112,7 +112,8 @@ def differs(cells, outputs, names):
 def find_survivors(tmp_path, monkeypatch):
     """A function that returns those of some faults that no output of part one shows.
 
-    A fault is a triple as `systematic_faults` has them. The right notebook is run twice, in an empty folder: once for what it shows, once to fork before each faulty cell.
+    A fault is a triple as `systematic_faults` has them. The right notebook is run twice, in an empty folder: once for
+    what it shows, once to fork before each faulty cell.
     """
     monkeypatch.setenv("LLAMA3_CHECKPOINT", str(tmp_path / "blank-2layers"))
     cells = [(cell.id, as_python(cell)) for cell in code_cells(first_part(read()))]

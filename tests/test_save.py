@@ -1,7 +1,6 @@
 """The saving command: what it keeps from the last run, what it carries over, and which Chinese cells it marks."""
 import base64
 import io
-import sys
 
 import pytest
 import save
@@ -65,24 +64,18 @@ def test_a_cell_that_fails_is_named():
         save.run_from_nothing(new_notebook(cells=cells))
 
 
-def test_nothing_is_run_if_a_readme_names_a_cell_that_is_gone(monkeypatch):
-    """One sentence names it, before a run that takes minutes."""
-    both = save.carry_over(run(), run())
-    monkeypatch.setattr(sys, "argv", ["save.py", "--run"])
-    monkeypatch.setattr(save, "read", lambda path: both)
-    monkeypatch.delattr(save, "run_from_nothing")
-    with pytest.raises(SystemExit, match="README.md names cells that are gone, down, .*; nothing was written."):
-        save.main()
-
-
-@pytest.mark.parametrize("times", [0, 2])
-def test_a_readme_shows_the_one_plot_of_a_cell(times, tmp_path, monkeypatch):
-    """None and two are refused in a sentence that names the cell."""
+@pytest.mark.parametrize("cell, says", [
+    ("cell-9", "names cells that are gone, cell-9; nothing was written"),
+    ("cell-0", "shows the plot of the cell cell-0, which has 0 of them, not one; nothing was written"),
+    ("cell-1", "shows the plot of the cell cell-1, which has 2 of them, not one; nothing was written")])
+def test_a_readme_shows_the_one_plot_of_a_cell(cell, says, tmp_path, monkeypatch):
+    """A cell that is gone, one without a plot and one with two are refused in a sentence that names them."""
     notebook, readme = run(), tmp_path / "README.md"
-    readme.write_text('<img src="images/plot_cell-1.png">', encoding="utf-8")
+    readme.write_text(f'<img src="images/plot_{cell}.png">', encoding="utf-8")
     monkeypatch.setattr(save, "READMES", [readme])
-    notebook.cells[1].outputs = notebook.cells[1].outputs[1:] * times
-    with pytest.raises(SystemExit, match=f"the plot of the cell cell-1, which has {times} of them, not one; nothing"):
+    notebook.cells[0].outputs = []
+    notebook.cells[1].outputs *= 2
+    with pytest.raises(SystemExit, match=f"README.md {says}"):
         save.for_readmes(notebook)
 
 
