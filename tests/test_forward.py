@@ -14,6 +14,7 @@ import torch.distributed
 from cells import load_tutorial
 from llama_models.llama3.args import ModelArgs
 from llama_models.llama3.model import Transformer, precompute_freqs_cis
+from torch._subclasses import FakeTensorMode
 
 tutorial = load_tutorial()
 
@@ -154,19 +155,17 @@ def test_written_model_is_metas(tmp_path):
     assert agree_in_steps(llama, meta_model(dense, llama.config), random_tokens(llama.config, 17), [16, 1])
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 0), (torch.float16, 0.02), (torch.bfloat16, 0.2)],
-                         ids=str)
-@pytest.mark.parametrize("name", ["grouped", "multi-head", "single KV head"])
-def test_any_dtype(name, dtype, tolerance):
-    """`forward` works in the type of the weights, and is as near to Meta's in float32 as that type allows."""
-    llama = random_llama(MODELS[name], dtype)
-    exact = SimpleNamespace(weights={key: weight.float() for key, weight in llama.weights.items()})
-    tokens, cache = random_tokens(llama.config, 20), {}
-    whole = tutorial.forward(llama, tokens)
-    assert (whole - meta_model(exact, MODELS[name])(tokens[None], 0)[0]).abs().max() <= tolerance
-    parts = torch.cat([tutorial.forward(llama, part, cache) for part in tokens.split(15)])
-    assert (parts - whole).abs().max() <= max(tolerance, 1e-4)
-    assert cache[0][0].dtype == dtype and parts.dtype == torch.float32
+def test_no_step_mixes_devices(monkeypatch):
+    """With the weights on the CPU and `device` an accelerator, no step takes tensors of both; logits are on the CPU."""
+    monkeypatch.setattr(tutorial, "device", torch.device("cuda:0"))
+    with FakeTensorMode():
+        shapes = tutorial.expected_shapes(WIDTH_256).items()
+        weights = {name: torch.zeros(shape).bfloat16() for name, shape in shapes}
+        llama, cache = SimpleNamespace(weights=weights, config=tutorial.defaults | WIDTH_256), {}
+        assert tutorial.forward(llama, torch.tensor([1, 2, 3]), cache).device.type == "cpu"
+        assert tutorial.forward(llama, torch.tensor([4]), cache).device.type == "cpu"
+        with pytest.raises(RuntimeError, match="same device"):
+            tutorial.rms_norm(weights["norm.weight"], weights["norm.weight"].to("cuda:0"), 1e-5)
 
 
 TAPS = ["stream", "q", "k", "v", "weights", "heads", "middle", "neurons"]

@@ -1,4 +1,4 @@
-"""The pictures of the documents: each is there, in use, small, and told in words for those who do not see it.
+"""The pictures of the documents: each is there, in use, and told in words for those who do not see it.
 
 That the diagrams are what images/draw.py draws is the concern of test_diagrams.py.
 """
@@ -43,11 +43,3 @@ def test_each_is_shown():
     """No file in images/ is left that no document shows."""
     shown = {picture for path in DOCUMENTS for picture, _, _ in images_of(text_of(path))}
     assert [path.name for path in FILES if path.relative_to(ROOT).as_posix() not in shown] == []
-
-
-def test_small():
-    """A picture has at most 150 KB, a moving one 1.5 MB, and all together 4 MB."""
-    sizes = {path: path.stat().st_size for path in FILES}
-    most = {".png": 150_000, ".gif": 1_500_000}
-    assert {path: size for path, size in sizes.items() if size > most[path.suffix]} == {}
-    assert sum(sizes.values()) <= 4_000_000

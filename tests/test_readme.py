@@ -55,13 +55,13 @@ def test_commands(text):
 
 
 def test_versions(text):
-    """Each version of a package that a page names is the one of a requirements file, or of a cell."""
+    """A version of a package that a page or the notebook's first cell names stands in a requirements file or a cell."""
+    first, *others = [cell.source for cell in code_cells(read())]
     files = [ROOT / folder / "requirements.txt" for folder in (".", "tests", "site")]
-    pinned = "\n".join(path.read_text(encoding="utf-8") for path in files).split()
-    for package in re.findall(r"[\w-]+==[\w.]*\w", text, re.A):
+    known = "\n".join([path.read_text(encoding="utf-8") for path in files] + others)
+    for package in re.findall(r"[\w-]+==[\w.]*\w", text + first, re.A):
         # in the weekly run on the newest releases, the name alone
-        assert package in pinned or package.split("==")[0] in pinned or any(
-            f'"{package}"' in cell.source for cell in code_cells(read())), package
+        assert package in known or f"\n{package.split('==')[0]}\n" in known, package
 
 
 def test_quotations_and_plots():
