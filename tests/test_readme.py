@@ -1,4 +1,4 @@
-"""The front pages and CONTRIBUTING.md: commands, what they show and say of the notebook; the links of all documents."""
+"""The front pages and CONTRIBUTING.md: versions, what they show and say of the notebook; the links of all documents."""
 import re
 
 import pytest
@@ -40,18 +40,6 @@ def test_links(path):
         assert there.exists(), link
         if anchor:
             assert anchor in anchors(text_of(there))["notebook" if there.suffix == ".ipynb" else "github"], link
-
-
-def test_commands(text):
-    """Each program of ours that a command names is there and knows the options that it is given."""
-    for command in re.findall(r"python3? ((?:tools|tests|images|site)/\S+\.py)([^`&\n]*)", text):
-        program = ROOT / command[0]
-        assert program.exists(), command[0]
-        source = program.read_text(encoding="utf-8")
-        for option in re.findall(r"(?<!\S)--[\w-]+", command[1]):
-            assert f'"{option}"' in source, " ".join(command)
-    for file in re.findall(r"pip install -r ([\w./]+)", text):
-        assert (ROOT / file).exists(), file
 
 
 def test_versions(text):

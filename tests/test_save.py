@@ -91,12 +91,3 @@ def test_single_cells_are_marked():
     assert save.outdated(english, both) == ["three"]
     with pytest.raises(SystemExit, match="'four' is no Markdown cell"):
         save.mark_translated(english, both, ["four"])
-
-
-def test_code_is_changed_in_english_alone():
-    """A code cell that somebody has changed in the Chinese notebook is not overwritten without a word."""
-    both = save.carry_over(run(), run())
-    save.check_copy(both)
-    both.cells[1].source += "# mine"
-    with pytest.raises(SystemExit, match="undo that, and change llama3_from_scratch.ipynb"):
-        save.check_copy(both)

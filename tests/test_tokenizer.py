@@ -1,8 +1,6 @@
 """The notebook's tokenizer is Meta's, its hand-written BPE is tiktoken's, and SmolLM2's is that of its GGUF file."""
-import matplotlib.pyplot as plt
 import pytest
 import regex
-import torch
 from cells import load_tutorial, smollm2_folder
 from gguf import GGUFReader
 from llama_models.llama3.tokenizer import Tokenizer as MetaTokenizer
@@ -13,7 +11,6 @@ tutorial = load_tutorial()
 TEXTS = {
     "the prompt": tutorial.prompt,
     "empty": "",
-    "one letter": "a",
     "English": "Don't panic! She'll say: \"It's 5 o'clock, isn't it?\" DON'T SHE'LL (naïve café) e.g. hitchhikers",
     "code": "def f(x):\n\tif x != 3.14:\n        return {'a': [x**2 for x in range(10)]}  # done\n\n\nprint(f(1))\r\n",
     "digits": "0 42 1234567890 1,000,000 3.14159 00007 2024-04-18 x1y22z333 ½ ٣٤",
@@ -69,21 +66,6 @@ def test_ids_are_metas(ranks, tokenizer, meta, name):
 def test_every_piece_is_one_token(ranks):
     """All 128,000; 588 of them no merging of pairs makes, so `bpe` has to look a piece up whole first."""
     assert all(tutorial.bpe(piece) == [rank] for piece, rank in ranks.items())
-
-
-@pytest.mark.filterwarnings("error")
-def test_labels_can_be_drawn(tokenizer):
-    """A token is its own label where this machine's fonts have all its letters, and else its place, as #5."""
-    texts = ("the answer", TEXTS["Chinese"], TEXTS["Vietnamese"], TEXTS["other scripts"], TEXTS["emoji"])
-    tokens = torch.tensor(tutorial.encode(tokenizer, " ".join(texts)))
-    labels = tutorial.drawn(tutorial.show_tokens(tokenizer, tokens))
-    assert labels[:3] == ["<|begin_of_text|>", "the", "␣answer"] and "�" not in "".join(labels)
-    with plt.rc_context({"font.family": list(tutorial.FONTS)}):
-        figure = plt.figure()
-        for label in labels:
-            figure.text(0, 0, label, parse_math=False)
-        figure.canvas.draw()                            # warns of a letter that the fonts lack
-        plt.close(figure)
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ After a run, diagrams that look different are drawn anew.
     python tools/save.py --fresh                run it, and keep no plot and no measurement of an earlier run
     python tools/save.py --translated ID [ID …] note that these Chinese cells say what the English ones say now
 
-The Chinese notebook is the record of the last run: it has the code and the outputs that were saved then, and, in its
-metadata, a hash of that code. Each of its Markdown cells keeps a hash of the English text that it translates.
+The Chinese notebook is the record of the last run: it has the code and the outputs that were saved then. Each of its
+Markdown cells keeps a hash of the English text that it translates.
 """
 import argparse
 import hashlib
@@ -91,25 +91,12 @@ def carry_over(english, chinese):
     if dropped:
         print(f"Chinese texts dropped, since no English cell has their id any more (git has them): {dropped}")
     cells = [told.get(cell.id, cell) if cell.cell_type == "markdown" else cell for cell in english.cells]
-    both = nbformat.from_dict(dict(english, cells=cells))
-    both.metadata.code = hash_of(all_code(both))
-    return both
-
-
-def all_code(notebook):
-    """The code of all cells of `notebook`, as one text."""
-    return "\n".join(cell.source for cell in code_cells(notebook))
+    return nbformat.from_dict(dict(english, cells=cells))
 
 
 def hash_of(text):
     """Eight hexadecimal digits that change with `text`."""
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def check_copy(chinese):
-    """Exit with a sentence if somebody has changed code in the `chinese` notebook, where it would be overwritten."""
-    if chinese.metadata.get("code") != hash_of(all_code(chinese)):
-        raise SystemExit(f"Code has changed in {CHINESE.name}, which is a copy; undo that, and change {ENGLISH.name}.")
 
 
 def outdated(english, chinese):
@@ -159,7 +146,6 @@ def main():
     parser.add_argument("--translated", nargs="+", metavar="ID", default=[], help="Chinese cells that are up to date")
     options = parser.parse_args()
     english, last = read(ENGLISH), read(CHINESE)
-    check_copy(last)
     mark_translated(english, last, options.translated)
     again = options.run or options.fresh or code_cells(english) != code_cells(last)
     if again:
