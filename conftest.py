@@ -53,14 +53,17 @@ def smol():
 
 @pytest.fixture(scope="session")
 def site_folder(tmp_path_factory):
-    """The folder of the web edition, built anew."""
-    from browser import build_site
-    return build_site(tmp_path_factory.mktemp("site"))
+    """The folder of the web edition, built anew; its name wants quoting."""
+    from build import main
+    folder = tmp_path_factory.mktemp("site") / "a page 页#1"
+    main(folder, "https://host/main")
+    return folder
 
 
 @pytest.fixture(scope="session")
-def browser(tmp_path_factory):
+def browser():
     """Chromium, for all tests of the web edition."""
-    from browser import chromium
-    with chromium(tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
+    from browser import start_chromium
+    browser = start_chromium()
+    yield browser
+    browser.quit()

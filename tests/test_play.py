@@ -10,18 +10,15 @@ from play import play
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-FORWARD = "data.map(tokens => forward(llama, tokens).map(row => [...row]))"
-WRITE_FACT = """write_fact(llama.weights, ...data), Object.fromEntries(Object.entries(llama.weights).map(
-    ([name, weight]) => [name, Array.from(weight, row => row.length ? [...row] : row)]))"""
 LANGUAGES = list(play.TEXTS)
 # the neuron, and the numbers of the words: after answer is, 42
 FACT = [42, *[play.vocabulary("en").index(word) for word in ("answer", "is", "42")]]
 
 
-def knowing_the_answer(six_digits):
-    """The playable Llama with one FACT, written by the tutorial's own function."""
-    llama = play.playable_llama(six_digits)
-    six_digits.write_fact(llama.weights, *FACT)
+def knowing_the_answer(tutorial):
+    """The playable Llama with one FACT, written by the function of the `tutorial` with six digits."""
+    llama = play.playable_llama(tutorial)
+    tutorial.write_fact(llama.weights, *FACT)
     return llama
 
 
@@ -32,56 +29,21 @@ def grown():
     return SimpleNamespace(config=llama.config, weights=weights)
 
 
-@pytest.fixture(scope="module")
-def six_digits():
-    """The tutorial's functions with barcodes of 6 digits."""
-    return play.tutorial_with_six_digits()
-
-
-@pytest.fixture
-def in_javascript(browser):
-    """A function that gives an `expression` of JavaScript, which names forward.js's functions, `llama` and `data`."""
-    def value_of(expression, llama, data):
-        script = (play.HERE / "forward.js").read_text(encoding="utf-8")
-        return browser.execute_script(f"""{script}
-            const [packed, data] = arguments, llama = load_llama(packed);
-            return ({expression})""", play.packed(llama), data)
-    return value_of
-
-
 @pytest.mark.slow
 @needs_chromium
 @pytest.mark.parametrize("kind", ["written", "grown"])
-def test_javascript_computes_what_pytorch_does(kind, six_digits, in_javascript):
+def test_javascript_computes_what_pytorch_does(kind, browser):
     """Logits of random texts of 1 to 61 tokens within 1e-4."""
-    llama = grown() if kind == "grown" else knowing_the_answer(six_digits)
+    tutorial = play.tutorial_with_six_digits()
+    llama = grown() if kind == "grown" else knowing_the_answer(tutorial)
     draw = random.Random(2)
     texts = [[0] + [draw.randrange(1, 64) for _ in range(length)] for length in (0, 1, 2, 5, 17, 30, 60)]
-    for tokens, logits in zip(texts, in_javascript(FORWARD, llama, texts)):
-        wanted = six_digits.forward(llama, torch.tensor(tokens))
+    script = (play.HERE / "forward.js").read_text(encoding="utf-8") + """
+        const [packed, texts] = arguments, llama = load_llama(packed)
+        return texts.map(tokens => forward(llama, tokens).map(row => [...row]))"""
+    for tokens, logits in zip(texts, browser.execute_script(script, play.packed(llama), texts)):
+        wanted = tutorial.forward(llama, torch.tensor(tokens))
         torch.testing.assert_close(torch.tensor(logits), wanted, atol=1e-4, rtol=0)
-
-
-@pytest.mark.slow
-@needs_chromium
-def test_javascript_writes_the_same_fact(six_digits, in_javascript):
-    """Every number of every weight is the one that the tutorial's `write_fact` writes."""
-    wanted = {name: weight.tolist() for name, weight in knowing_the_answer(six_digits).weights.items()}
-    assert in_javascript(WRITE_FACT, play.playable_llama(six_digits), FACT) == wanted
-
-
-@pytest.mark.parametrize("text, answer", [
-    ("alice likes tea . bob likes milk . alice likes", "milk"), ("moon fish seven tea . moon fish seven", "tea"),
-    ("the answer is", "42"), ("the answer is 7 . the answer is", "7"), ("red bird", None)])
-def test_what_it_answers(text, answer, six_digits):
-    """The nearest match, nonsense once more, a fact, the text against it, and no idea."""
-    llama, words = knowing_the_answer(six_digits), play.vocabulary("en")
-    tokens = torch.tensor([0] + [words.index(word) for word in text.split()])
-    chances = six_digits.forward(llama, tokens)[-1].softmax(-1)
-    if answer:
-        assert words[chances.argmax()] == answer
-    else:
-        assert chances.max() < 0.05
 
 
 def test_both_languages_say_the_same():
@@ -119,9 +81,16 @@ def test_any_text(language, site_folder, browser):
 
 @pytest.mark.slow
 @needs_chromium
-def test_facts_and_heads(site_folder, browser):
-    """A fact of one's own; the text beats it while the copying head can speak; without both, no idea."""
+def test_what_it_answers(site_folder, browser):
+    """The nearest match, nonsense once more, no idea, a fact of one's own, and the text against it.
+
+    The text wins while the copying head can speak; without that and the neurons, there is no idea.
+    """
     open_page(browser, site_folder / play.TEXTS["en"]["file"])
+    clueless = play.TEXTS["en"]["clueless"]
+    assert typed(browser, "alice likes tea. bob likes milk. alice likes")[0][0] == "milk"
+    assert typed(browser, "moon fish seven tea. moon fish seven")[0][0] == "tea"
+    assert typed(browser, "red bird")[0][0] == clueless
     for word, box in zip(("Llama", "is", "Zebra"), browser.find_elements(By.CSS_SELECTOR, "#own input")):
         box.clear()
         box.send_keys(word)
@@ -129,7 +98,7 @@ def test_facts_and_heads(site_folder, browser):
     assert typed(browser, "my llama is")[0][0] == "zebra"
     assert typed(browser, "The wombat is old. Carol sees the wombat and the llama is")[0][0] == "old"
     guesses = browser.find_element(By.ID, "guesses")
-    for name, first in (("1.3", "zebra"), ("neurons", play.TEXTS["en"]["clueless"]), ("1.3", "old")):
+    for name, first in (("1.3", "zebra"), ("neurons", clueless), ("1.3", "old")):
         browser.find_element(By.CSS_SELECTOR, f"[data-silent='{name}']").click()
         assert guesses.text.split("\n")[0] == first
     assert browser.get_log("browser") == []

@@ -5,7 +5,7 @@ from urllib.parse import unquote, urlsplit
 
 import build
 import pytest
-from browser import SOURCE, needs_chromium, open_page
+from browser import needs_chromium, open_page
 from cells import CHINESE, ENGLISH, ROOT, code_cells, plots, read, text_cells
 from documents import without_code
 from selenium.webdriver.common.by import By
@@ -41,7 +41,7 @@ def test_links(site_folder):
             file, anchor = unquote(target.path) or name, unquote(target.fragment)
             if target.scheme:
                 assert tag == "a" or target.scheme == "data", (name, address)
-                assert not address.startswith(SOURCE) or (ROOT / address[len(SOURCE) + 1:]).exists(), (name, address)
+                assert target.netloc != "host" or (ROOT / target.path.removeprefix("/main/")).exists(), (name, address)
             else:
                 assert file[0] != "/" and (site_folder / file).is_file(), (name, address)
                 assert not anchor or anchor in ids[file], (name, address)

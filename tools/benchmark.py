@@ -15,7 +15,7 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from cells import as_python, code_cells, execute, first_part, load_tutorial, read, smollm2_folder
+from cells import as_python, code_cells, execute, first_part, load_tutorial, read, register_source, smollm2_folder
 from memory import memory_during
 
 GB = 1e9
@@ -40,6 +40,7 @@ def run_first_part(folder):
     names = {"__name__": "notebook"}
     with redirect_stdout(io.StringIO()):
         for cell in code_cells(first_part(read())):
+            register_source(cell.id, as_python(cell))
             exec(compile(as_python(cell), cell.id, "exec"), names)
 
 
