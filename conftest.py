@@ -49,21 +49,3 @@ def smol():
     """SmolLM2-135M in Meta's layout, beside the notebook; written when missing."""
     from cells import load_tutorial, smollm2_folder
     return load_tutorial().load_llama(smollm2_folder())
-
-
-@pytest.fixture(scope="session")
-def site_folder(tmp_path_factory):
-    """The folder of the web edition, built anew; its name wants quoting."""
-    from build import main
-    folder = tmp_path_factory.mktemp("site") / "a page 页#1"
-    main(folder, "https://host/main")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """Chromium, for all tests of the web edition."""
-    from browser import start_chromium
-    browser = start_chromium()
-    yield browser
-    browser.quit()
