@@ -37,10 +37,10 @@ def pytest_runtest_setup(item):
 def truncated_checkpoint(scratch):
     """A folder in `scratch` with the first two layers of a written model of 32."""
     from cells import load_tutorial
-    from checkpoint import cut
+    from checkpoint import cut_layers
     tutorial = load_tutorial()
     tutorial.write_stand_in(scratch / "written-32layers", tutorial.llama3_8b)
-    cut(scratch / "written-32layers", scratch / "cut-2layers", 2)
+    cut_layers(scratch / "written-32layers", scratch / "cut-2layers", 2)
     return scratch / "cut-2layers"
 
 

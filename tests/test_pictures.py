@@ -7,7 +7,7 @@ from functools import cache
 import animate
 import draw
 import pytest
-from cells import CHINESE, ENGLISH, ROOT, look_alike, read, text_cells
+from cells import ROOT, look_alike
 from documents import DOCUMENTS, images_of, text_of
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
@@ -34,15 +34,6 @@ def test_told_and_sized(path):
             assert int(width) <= imread(ROOT / picture).shape[1], f"{picture} is shown larger than it is"
         translated = ROOT / picture.replace("images/", "images/zh/")
         assert not (chinese and translated.exists()), f"{picture} is there in Chinese"
-
-
-@pytest.mark.parametrize("path", [ENGLISH, CHINESE], ids=["en", "zh"])
-def test_pictures_stand_alone(path):
-    """A picture has an empty line before and after it; otherwise the text beside it isn't read as Markdown."""
-    for cell in text_cells(read(path)):
-        lines = ["", *cell.source.splitlines(), ""]
-        for before, line, after in zip(lines, lines[1:], lines[2:]):
-            assert not (line.startswith("<img") and (before or after)), cell.id
 
 
 def test_each_is_shown():
