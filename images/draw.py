@@ -552,22 +552,21 @@ def moved(p, t, m):
 def circuit(p, t, m):
     """The two ways to know, over the stream as the notebook draws it: rows are tokens, columns the three registers."""
     space, word, wide = m.words[-1], m.words[-2], 153
-    columns = {"who": (96, BLUE), "before": (302, GREEN), "next": (508, VERMILION)}
-    who, before, after = [x + wide / 2 for x, _ in columns.values()]
+    left = {"who": 96, "before": 302, "next": 508}
+    colors = {"who": BLUE, "before": GREEN, "next": VERMILION}
+    who, before, after = [x + wide / 2 for x in left.values()]
     told, known = (92, 172, 292), (440, 522)
     for y, title, text in ((28, t("Told", "上文说过"), f"it was 7. it is {space}"),
                            (398, t("Remembered", "权重记得"), f"… is {space}")):
         p.write(16, y, title, BIG, align="left", bold=True)
         p.write(30 + width_of(title, BIG, True), y, text, align="left")
-    for register, (x, color) in columns.items():
-        p.write(x + wide / 2, 68, register, LARGE, color, bold=True)
-    for register, y, says in (("who", told[0], space), ("who", told[1], "7"), ("who", told[2], space),
-                              ("before", told[1], space), ("next", told[2], "7"), ("who", known[0], word),
-                              ("who", known[1], space), ("before", known[1], word), ("next", known[1], "42")):
-        x, color = columns[register]
-        p.barcode(x, y, wide, 34, m.code(says), color, says)
-        if register == "who":
-            p.write(56, y + 17, says, 22, bold=True)
+    for register, x in left.items():
+        p.write(x + wide / 2, 68, register, LARGE, colors[register], bold=True)
+    for y, token, notes in ((told[0], space, {}), (told[1], "7", {"before": space}), (told[2], space, {"next": "7"}),
+                            (known[0], word, {}), (known[1], space, {"before": word, "next": "42"})):
+        p.write(56, y + 17, token, 22, bold=True)
+        for register, says in ({"who": token} | notes).items():
+            p.barcode(left[register], y, wide, 34, m.code(says), colors[register], says)
     p.dots(56, 252, 9)
     p.link((16, 366), (704, 366), color=GREY)
     for y, below in ((told[0], told[1]), known):
@@ -578,12 +577,12 @@ def circuit(p, t, m):
     p.arrow((before + 8, 254), (after, 254), (after, told[2] - 2), color=VERMILION, line=3)
     p.sign(before, told[2] + 17, "2", BLUE, 12)
     p.sign(after - 60, 254, "3", VERMILION, 12)
-    for x, y, color, words in ((302, 109, GREEN, t("1: layer 0 copies who to the next row", "①第0层：把who抄到下一行")),
-                               (466, 187, BLUE, t("2: layer 1 finds me in before", "②第1层：在before里找自己")),
-                               (466, 214, VERMILION, t("3: it copies that who to next", "③把那里的who抄进next"))):
-        p.write(x, y, words, SMALL, color, "left", bold=True)
+    for x, y, color, text in ((302, 109, GREEN, t("1: layer 0 copies who to the next row", "①第0层：把who抄到下一行")),
+                              (466, 187, BLUE, t("2: layer 1 finds me in before", "②第1层：在before里找自己")),
+                              (466, 214, VERMILION, t("3: it copies that who to next", "③把那里的who抄进next"))):
+        p.write(x, y, text, SMALL, color, "left", bold=True)
     y, votes = known[1] + 99, len(m.code(space) + m.code(word))
-    p.box(214, y - 21, 330, 42, WEIGHT, size=17, round=6)
+    p.box(214, y - 21, 330, 42, WEIGHT, round=6)
     p.write(379, y, t(f"layer 0, neuron 42: all {votes} stripes fit", f"第0层42号神经元：{votes}位全都对上"), 17,
             bold=True)
     p.arrow((who, known[1] + 58), (who, y), (212, y), color=BLUE, line=3)

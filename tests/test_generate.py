@@ -63,21 +63,12 @@ def empty():
 
 @pytest.mark.parametrize("end", ["<|end_of_text|>", "<|eot_id|>"])
 def test_generate_stops_at_end_tokens(empty, puppet, end):
-    """The end token is not in the text, and nothing is asked of the model after it."""
-    ids = empty.tokenizer.encode("yes and no")
-    asked = puppet(ids + [empty.tokenizer.encode_single_token(end)] + ids)
-    assert tutorial.generate(empty, "so", max_new_tokens=10) == "yes and no"
-    assert len(asked) == len(ids) + 1
-
-
-def test_generate_goes_on_until_max_new_tokens(empty, puppet):
-    """Other special tokens, and the letters of an end token's name, do not stop it; each is asked about once."""
-    ids = [empty.tokenizer.encode_single_token("<|start_header_id|>"), *empty.tokenizer.encode(
-        "<|eot_id|>!", disallowed_special=())]
-    asked = puppet(ids)
-    text = tutorial.generate(empty, "so", max_new_tokens=len(ids))
-    assert text == "<|start_header_id|><|eot_id|>!"
-    assert asked == [tutorial.encode(empty.tokenizer, "so")] + [[token] for token in ids[:-1]]
+    """The end token is not in the text, nothing is asked after it; another special token, or its name, does not stop."""
+    text = "<|start_header_id|>yes <|eot_id|>!"
+    name, *others = empty.tokenizer.encode(text, allowed_special={"<|start_header_id|>"}, disallowed_special=())
+    asked = puppet([name, *others, empty.tokenizer.encode_single_token(end), 0])
+    assert tutorial.generate(empty, "so", max_new_tokens=len(others) + 3) == text
+    assert asked == [tutorial.encode(empty.tokenizer, "so")] + [[token] for token in (name, *others)]
 
 
 def test_generate_refuses_what_is_too_long(empty, puppet):

@@ -298,10 +298,9 @@ def main():
     options = parser.parse_args()
     if options.command == "check":
         check(options.folder)
-    elif options.command == "cut":
-        cut_layers(options.source, options.target, options.layers)
     else:
-        convert(options.source, options.target, options.layers)
+        write = cut_layers if options.command == "cut" else convert
+        write(options.source, options.target, options.layers)
 
 
 if __name__ == "__main__":
