@@ -49,3 +49,18 @@ def smol():
     """SmolLM2-135M in Meta's layout, beside the notebook; written when missing."""
     from cells import load_tutorial, smollm2_folder
     return load_tutorial().load_llama(smollm2_folder())
+
+
+@pytest.fixture(scope="module")
+def quiet_folder(tmp_path_factory):
+    """An empty folder to run cells in, on one thread, since two wait long on a busy machine; plots are never shown."""
+    import matplotlib.pyplot as plt
+    import torch
+    folder, threads = tmp_path_factory.mktemp("run"), torch.get_num_threads()
+    torch.set_num_threads(1)
+    plt.switch_backend("agg")
+    with plt.rc_context(), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(plt, "show", lambda: plt.close("all"))
+        yield folder
+    torch.set_num_threads(threads)

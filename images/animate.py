@@ -143,12 +143,7 @@ def save(name):
     frames = PICTURES[name]()
     few = [frame.quantize(128, dither=Image.Dither.NONE) for frame in [frames[-1], *frames]]
     times = [1500] + [MILLISECONDS] * (len(few) - 2) + [3000]
-    few[0].save(path_of(name), save_all=True, append_images=few[1:], duration=times, loop=0)
-
-
-def path_of(name):
-    """The file of the moving picture `name`."""
-    return ROOT / "images" / f"{name}.gif"
+    few[0].save(ROOT / "images" / f"{name}.gif", save_all=True, append_images=few[1:], duration=times, loop=0)
 
 
 if __name__ == "__main__":

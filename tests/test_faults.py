@@ -9,7 +9,6 @@ from contextlib import redirect_stdout
 
 import pytest
 from cells import as_python, code_cells, first_part, read, register_source
-from machine import one_thread_no_plots_in
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 
@@ -104,13 +103,13 @@ def differs(cells, outputs, names):
 
 
 @pytest.fixture
-def find_survivors(tmp_path, monkeypatch):
+def find_survivors(quiet_folder, monkeypatch):
     """A function that returns those of some faults that no output of part one shows.
 
     A fault is a triple as `systematic_faults` has them. The right notebook is run twice, in an empty folder: once for
     what it shows, once to fork before each faulty cell.
     """
-    monkeypatch.setenv("LLAMA3_CHECKPOINT", str(tmp_path / "blank-2layers"))
+    monkeypatch.setenv("LLAMA3_CHECKPOINT", str(quiet_folder / "blank-2layers"))
     cells = [(cell.id, as_python(cell)) for cell in code_cells(first_part(read()))]
 
     def survivors_of(faults):
@@ -131,8 +130,7 @@ def find_survivors(tmp_path, monkeypatch):
             show(name, right, names)
         return alive
 
-    with one_thread_no_plots_in(tmp_path):
-        yield survivors_of
+    return survivors_of
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ def empty():
 
 @pytest.mark.parametrize("end", ["<|end_of_text|>", "<|eot_id|>"])
 def test_generate_stops_at_end_tokens(empty, puppet, end):
-    """The end token is not in the text, nothing is asked after it; another special token, or its name, does not stop."""
+    """The end token is not in the text, and nothing is asked after it; other special tokens, or names, stop nothing."""
     text = "<|start_header_id|>yes <|eot_id|>!"
     name, *others = empty.tokenizer.encode(text, allowed_special={"<|start_header_id|>"}, disallowed_special=())
     asked = puppet([name, *others, empty.tokenizer.encode_single_token(end), 0])

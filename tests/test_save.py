@@ -47,23 +47,6 @@ def test_only_noise_is_taken_back(texts, sources, picture, tags, stay):
     assert [plots(cell) == [OLD] for cell in new.cells] == stay
 
 
-def test_differences_are_named(capsys):
-    """The cells that print something else, and those whose plot is another one; a new cell is among them."""
-    last = run(picture=OLD)
-    del last.cells[2]
-    save.print_differences(run("x23", picture=OLD), last)
-    assert capsys.readouterr().out == ("Look at the cells that print something else than before: cell-0, cell-2\n"
-                                       "Look at the cells that show another plot than before: cell-2\n")
-
-
-@pytest.mark.slow
-def test_a_cell_that_fails_is_named():
-    """In the first line, before its own traceback."""
-    cells = [new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(("1", "1 / 0", "2"))]
-    with pytest.raises(SystemExit, match="^The cell cell-1 fails; nothing was written.\n(.|\n)*ZeroDivisionError"):
-        save.run_from_nothing(new_notebook(cells=cells))
-
-
 @pytest.mark.parametrize("cell, says", [
     ("cell-9", "names cells that are gone, cell-9; nothing was written"),
     ("cell-0", "shows the plot of the cell cell-0, which has 0 of them, not one; nothing was written"),

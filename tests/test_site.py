@@ -158,15 +158,6 @@ def test_javascript_computes_what_pytorch_does(kind, browser):
         torch.testing.assert_close(torch.tensor(logits), wanted, atol=1e-4, rtol=0)
 
 
-def test_both_languages_say_the_same():
-    """The same keys, lists of the same length, and 63 words each."""
-    english, chinese = play.TEXTS.values()
-    lists = [{key: isinstance(text, list) and len(text) for key, text in texts.items()}
-             for texts in (english, chinese)]
-    assert lists[0] == lists[1]
-    assert all(len({*play.vocabulary(language)}) == 64 for language in play.TEXTS)
-
-
 def typed(browser, text):
     """Type `text` at once, as when it is pasted; return the guesses and the note as shown."""
     browser.execute_script("""document.getElementById("text").value = arguments[0];

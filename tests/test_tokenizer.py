@@ -7,6 +7,7 @@ from llama_models.llama3.tokenizer import Tokenizer as MetaTokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 tutorial = load_tutorial()
+META, TOKENIZER = MetaTokenizer.get_instance(), tutorial.load_tokenizer(tutorial.packaged)
 
 TEXTS = {
     "the prompt": tutorial.prompt,
@@ -26,27 +27,15 @@ TEXTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def meta():
-    """Meta's tokenizer, llama3/tokenizer.py in `llama_models`."""
-    return MetaTokenizer.get_instance()
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    """The notebook's tokenizer on the same tokenizer.model."""
-    return tutorial.load_tokenizer(tutorial.packaged)
-
-
-def test_special_tokens_are_metas(tokenizer, meta):
+def test_special_tokens_are_metas():
     """All 256 names with their ids, 128000 to 128255, in one vocabulary of 128,256."""
-    assert {name: tokenizer.encode_single_token(name) for name in tutorial.special} == meta.special_tokens
-    assert sorted(meta.special_tokens.values()) == [*range(128000, 128256)]
-    assert tokenizer.n_vocab == meta.n_words == 128256 and len(tokenizer.special_tokens_set) == 256
+    assert {name: TOKENIZER.encode_single_token(name) for name in tutorial.special} == META.special_tokens
+    assert sorted(META.special_tokens.values()) == [*range(128000, 128256)]
+    assert TOKENIZER.n_vocab == META.n_words == 128256 and len(TOKENIZER.special_tokens_set) == 256
 
 
 @pytest.fixture
-def ranks(tokenizer, monkeypatch):
+def ranks(monkeypatch):
     """Bytes to rank, also set as the global `ranks` that the notebook's `bpe` reads."""
     ranks = tutorial.read_ranks(tutorial.packaged)
     monkeypatch.setattr(tutorial, "ranks", ranks, raising=False)
@@ -54,13 +43,13 @@ def ranks(tokenizer, monkeypatch):
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_ids_are_metas(ranks, tokenizer, meta, name):
+def test_ids_are_metas(ranks, name):
     """Meta's `encode`, the tutorial's, and its BPE by hand give the same ids, which are the text again."""
-    ids = meta.encode(TEXTS[name], bos=True, eos=False)
-    assert tutorial.encode(tokenizer, TEXTS[name]) == ids
+    ids = META.encode(TEXTS[name], bos=True, eos=False)
+    assert tutorial.encode(TOKENIZER, TEXTS[name]) == ids
     pieces = regex.findall(tutorial.pattern, TEXTS[name])
     assert [token for piece in pieces for token in tutorial.bpe(piece.encode())] == ids[1:]
-    assert tokenizer.decode(ids[1:]) == TEXTS[name]
+    assert TOKENIZER.decode(ids[1:]) == TEXTS[name]
 
 
 def test_every_piece_is_one_token(ranks):

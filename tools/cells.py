@@ -77,10 +77,8 @@ def is_constant(node):
     """Whether the statement `node` sets names in capitals, or some of the CONSTANTS."""
     if not isinstance(node, ast.Assign):
         return False
-    names = []
-    for target in node.targets:                         # two in a = b = 0
-        names += target.elts if isinstance(target, ast.Tuple) else [target]
-    return all(isinstance(name, ast.Name) and (name.id in CONSTANTS or name.id.isupper()) for name in names)
+    names = [part.id for target in node.targets for part in ast.walk(target) if isinstance(part, ast.Name)]
+    return all(name in CONSTANTS or name.isupper() for name in names)
 
 
 def smollm2_folder(folder=ROOT / "SmolLM2-135M"):
