@@ -197,13 +197,15 @@ def checkpoint(p, t, m):
             252: {"ffn_norm": "write-norms"} | dict.fromkeys(("w1", "w2", "w3")),
             306: {"norm": "write-norms", "output": "write-output"}}
     for y, row in rows.items():
-        left, right = (316 if len(row) > 2 else 240), (446 if len(row) > 1 else 692)
+        left = 316 if len(row) > 2 else 240
+        right = 446 if len(row) > 1 else 692
+        step = 246 / max(1, len(row) - 1)
         for name, cell in row.items():
             p.box(left, y - 22, right - left, 44, PAPER, edge=WEIGHT, line=2)
             p.write((left + right) / 2, y - 11, name, SMALL)
             where = t(f"§ {section_of(cell)}", f"第{section_of(cell)}节") if cell else t("blank", "空着")
             p.write((left + right) / 2, y + 11, where, 15, VERMILION)
-            left, right = right + 6, right + 246 / max(1, len(row) - 1)
+            left, right = right + 6, right + step
     p.write(240, 121, "layers.0", SMALL, align="left", bold=True)
     p.write(240, 227, "layers.1", SMALL, align="left", bold=True)
     count = len(m.tutorial.expected_shapes(m.tutorial.defaults | m.tutorial.two_layers))
