@@ -1,7 +1,6 @@
 """Every pytest run computes on the CPU, on checkpoints made anew; only SmolLM2-135M, once written, is read again.
 
-The English notebook opens two layers cut from a written model of 32, the Chinese one makes a blank model. Its cells are
-slow tests; those marked `weekly` run with --weekly alone.
+The English notebook opens two layers cut from a written model of 32, the Chinese one makes a blank model.
 """
 import os
 import tempfile
@@ -9,11 +8,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-
-
-def pytest_addoption(parser):
-    """The one switch."""
-    parser.addoption("--weekly", action="store_true", help="run the tests that take longest and find least, too")
 
 
 def pytest_configure(config):
@@ -24,14 +18,11 @@ def pytest_configure(config):
     os.environ |= {"LLAMA3_DEVICE": "cpu", "TQDM_DISABLE": "1"}
 
 
-def pytest_collection_modifyitems(items, config):
-    """Every cell of a notebook is slow; so is what runs weekly, and it is left out of all other runs."""
+def pytest_collection_modifyitems(items):
+    """Every cell of a notebook is slow."""
     for item in items:
-        weekly = item.get_closest_marker("weekly")
-        if weekly or item.path.suffix == ".ipynb":
+        if item.path.suffix == ".ipynb":
             item.add_marker("slow")
-        if weekly and not config.getoption("weekly"):
-            item.add_marker(pytest.mark.skip(reason="pytest --weekly runs it"))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -46,10 +37,10 @@ def pytest_runtest_setup(item):
 def truncated_checkpoint(scratch):
     """A folder in `scratch` with the first two layers of a written model of 32."""
     from cells import load_tutorial
-    from checkpoint import cut
+    from checkpoint import cut_layers
     tutorial = load_tutorial()
     tutorial.write_stand_in(scratch / "written-32layers", tutorial.llama3_8b)
-    cut(scratch / "written-32layers", scratch / "cut-2layers", 2)
+    cut_layers(scratch / "written-32layers", scratch / "cut-2layers", 2)
     return scratch / "cut-2layers"
 
 
@@ -60,16 +51,16 @@ def smol():
     return load_tutorial().load_llama(smollm2_folder())
 
 
-@pytest.fixture(scope="session")
-def site_folder(tmp_path_factory):
-    """The folder of the web edition, built anew."""
-    from browser import build_site
-    return build_site(tmp_path_factory.mktemp("site"))
-
-
-@pytest.fixture(scope="session")
-def browser(tmp_path_factory):
-    """Chromium, for all tests of the web edition."""
-    from browser import chromium
-    with chromium(tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
+@pytest.fixture(scope="module")
+def quiet_folder(tmp_path_factory):
+    """An empty folder to run cells in, on one thread, since two wait long on a busy machine; plots are never shown."""
+    import matplotlib.pyplot as plt
+    import torch
+    folder, threads = tmp_path_factory.mktemp("run"), torch.get_num_threads()
+    torch.set_num_threads(1)
+    plt.switch_backend("agg")
+    with plt.rc_context(), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(plt, "show", lambda: plt.close("all"))
+        yield folder
+    torch.set_num_threads(threads)

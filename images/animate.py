@@ -1,19 +1,14 @@
 """Draw the moving pictures of the READMEs from the notebook's own functions.
 
-    python images/animate.py                those that are old; tools/save.py calls it
-    python images/animate.py NAME [NAME …]  these, in any case
+    python images/animate.py [NAME]
 
 images/stream.gif, and images/zh/stream.gif with Chinese words, show the residual stream of a written Llama that is told
 7: barcodes fill in, part by part. images/birth.gif shows a previous-token head and an induction head appear while the
 tutorial's two layers are trained.
 """
 import argparse
-import ast
-import hashlib
-import inspect
 import io
-import re
-from pathlib import Path
+from functools import partial
 
 import torch
 from canvas import font
@@ -25,36 +20,8 @@ from PIL import Image
 
 WIDTH = 900                                             # pixels
 HOLD = 12                                               # frames that a finished state stays
+MILLISECONDS = 110                                      # of a frame
 LEFT = {"who": 7, "before": 34, "next": 62}             # where a register's first digit is drawn
-
-
-def code_hash(name):
-    """Eight hexadecimal digits that change with this file, its font, and what images/NAME.gif needs of the notebook.
-
-    That is each of its functions and constants that the picture's drawing functions name, and that those name in turn.
-    """
-    texts = {"this file": Path(__file__).read_text(encoding="utf-8"), "font": inspect.getsource(font)}
-    known = vars(load_tutorial()) | {"stream_frame": stream_frame}
-    found = [PICTURES[name][0]]
-    while found:
-        function = found.pop()
-        text = texts[function.__name__] = inspect.getsource(function)
-        nodes = list(ast.walk(ast.parse(text)))
-        own = {node.arg for node in nodes if isinstance(node, ast.arg)}
-        own |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-        words = set(re.findall(r"\w+", text)) - own
-        for word in words & set(known) - set(texts):
-            if getattr(known[word], "__module__", "") in ("notebook_functions", __name__):
-                found.append(known[word])
-            elif isinstance(known[word], (str, int, dict, list, slice, torch.Tensor)):
-                texts[word] = repr(known[word])
-    return hashlib.sha256("".join(text for _, text in sorted(texts.items())).encode()).hexdigest()[:8]
-
-
-def is_old(name):
-    """Whether images/NAME.gif is not there, or was drawn by other code."""
-    path = ROOT / "images" / f"{name}.gif"
-    return not path.exists() or Image.open(path).info.get("comment") != code_hash(name).encode()
 
 
 def rasterized(figure):
@@ -62,18 +29,6 @@ def rasterized(figure):
     file = io.BytesIO()
     figure.savefig(file, dpi=WIDTH / figure.get_figwidth(), facecolor="white")
     return Image.open(file).convert("RGB")
-
-
-def save(name, frames, milliseconds):
-    """Write `frames` to images/NAME.gif, each shown so long, the last for three seconds.
-
-    The end comes first, too: a page may show no other frame.
-    """
-    frames = [frames[-1], *frames]
-    few = [frame.quantize(128, dither=Image.Dither.NONE) for frame in frames]
-    times = [1500] + [milliseconds] * (len(few) - 2) + [3000]
-    few[0].save(ROOT / "images" / f"{name}.gif", save_all=True, append_images=few[1:], duration=times, loop=0,
-                comment=code_hash(name).encode())
 
 
 def stream_frame(tutorial, title, names, rows, bars, arrow=None):
@@ -112,10 +67,10 @@ def stream_frame(tutorial, title, names, rows, bars, arrow=None):
     return rasterized(figure)
 
 
-def stream(file, names, titles):
-    """The embedding, who moving into before, the fact, and 7 copied over 42, with the `titles` of these four stages.
+def stream(names, titles):
+    """Frames of the embedding, who moving into before, the fact, and 7 copied over 42.
 
-    `file` is the picture's name in images/ without its ending, `names` are those of the three registers.
+    `names` are those of the three registers, `titles` those of the four stages.
     """
     tutorial = load_tutorial()
     tokenizer = tutorial.tokenizer = tutorial.load_tokenizer(tutorial.packaged)
@@ -137,11 +92,11 @@ def stream(file, names, titles):
                     for row, digits in enumerate(rows[:, columns].float()) if row and digits.abs().min() > 0.5]
         arrow = dict(copies)[len(tokens) - 1] if moves is copies else None
         frames += [stream_frame(tutorial, title, names, len(tokens) - 1, standing, arrow)] * HOLD
-    save(file, frames, 110)
+    return frames
 
 
-def birth(file):
-    """The tutorial's training of two layers, every sixth step; `file` is as in `stream`."""
+def birth():
+    """Frames of the tutorial's training of two layers, every sixth step."""
     tutorial = load_tutorial()
     unseen = tutorial.twice(0, 20, 1, 64, seed=5)
     losses, seen = [], []
@@ -168,32 +123,32 @@ def birth(file):
         axes.set_ylabel("loss", fontsize=13)
         axes.set_xlabel(f"training step {step}", fontsize=13)
         frames.append(rasterized(figure))
-    save(file, frames, 120)
+    return frames
 
 
-# each moving picture by its file's name without the ending: the function that draws it, and what that takes besides
+# the frames of each moving picture, by its file's name without the ending
 PICTURES = {
-    "stream": (stream, (("who", "before", "next"), (
+    "stream": partial(stream, ("who", "before", "next"), (
         "The embedding: each token's number, as a barcode",
         "Layer 0, attention: each token notes who stands before it",
-        "Layer 0, a neuron: after ␣is and ␣ comes 42", "Layer 1, attention: the text said 7, so 7 beats 42"))),
-    "zh/stream": (stream, (("我是谁", "我前面是谁", "接下来是谁"), (
+        "Layer 0, a neuron: after ␣is and ␣ comes 42", "Layer 1, attention: the text said 7, so 7 beats 42")),
+    "zh/stream": partial(stream, ("我是谁", "我前面是谁", "接下来是谁"), (
         "嵌入：每个词元的编号，画成条形码", "第0层的注意力：每个词元记下前面是谁",
-        "第0层的一个神经元：␣is和␣之后是42", "第1层的注意力：上文说过7，于是7胜过42"))),
-    "birth": (birth, ())}
+        "第0层的一个神经元：␣is和␣之后是42", "第1层的注意力：上文说过7，于是7胜过42")),
+    "birth": birth}
 
 
-def main():
-    """Draw the moving pictures that are named, or else those that are old."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(PICTURES))
-    names = parser.parse_args().names
-    if unknown := set(names) - set(PICTURES):
-        parser.error(f"there is no moving picture {', '.join(unknown)}")
-    for name in names or [name for name in PICTURES if is_old(name)]:
-        draw, arguments = PICTURES[name]
-        draw(name, *arguments)
+def save(name):
+    """Draw images/NAME.gif. Its last frame stays for three seconds, and comes first, too: a page may show no other."""
+    frames = PICTURES[name]()
+    few = [frame.quantize(128, dither=Image.Dither.NONE) for frame in [frames[-1], *frames]]
+    times = [1500] + [MILLISECONDS] * (len(few) - 2) + [3000]
+    few[0].save(ROOT / "images" / f"{name}.gif", save_all=True, append_images=few[1:], duration=times, loop=0)
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="?", choices=PICTURES)
+    chosen = parser.parse_args().name
+    for name in [chosen] if chosen else PICTURES:
+        save(name)

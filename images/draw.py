@@ -1,4 +1,4 @@
-"""Draw the diagrams of the tutorial: `python images/draw.py [NAME …]` writes images/NAME.png and images/zh/NAME.png.
+"""Draw the diagrams of the tutorial: `python images/draw.py [NAME]` writes images/NAME.png and images/zh/NAME.png.
 
 Without a NAME, a diagram that looks as it did stays as it was; so tools/save.py draws them all after a run.
 
@@ -181,38 +181,33 @@ def tokens(p, t, m):
 @diagram(404)
 def checkpoint(p, t, m):
     """The three files on the left; on the right the tensors of the blank one, names on empty tables, and sections."""
-    written_in = {"tok_embeddings": "write-embedding", "wk": "write-keys", "wq": "write-queries", "wv": "write-values",
-                  "wo": "write-home", "w1": "write-facts", "w2": "write-facts", "w3": "write-facts",
-                  "attention_norm": "write-norms", "ffn_norm": "write-norms", "norm": "write-norms",
-                  "output": "write-output"}
-    files = (("params.json", t("the sizes", "尺寸")), ("tokenizer.model", t("the pieces of text", "词表")),
-             ("consolidated.00.pth", t("the weights", "权重")))
     p.write(102, 26, "blank-2layers", bold=True)
-    for i, (name, says) in enumerate(files):
-        p.box(14, 48 + 72 * i, 176, 54, FRAME, name, says, size=17, round=6)
+    for y, name, says in ((48, "params.json", t("the sizes", "尺寸")),
+                          (120, "tokenizer.model", t("the pieces of text", "词表")),
+                          (192, "consolidated.00.pth", t("the weights", "权重"))):
+        p.box(14, y, 176, 54, FRAME, name, says, size=17, round=6)
     p.arrow((190, 219), (222, 219))
     p.box(226, 12, 480, 326, FRAME, round=10, zorder=1)
-
-    def empty(x, y, width, name, layer=0):
-        cell = written_in[name]
-        if layer:
-            cell = "write-copier" if name in ("wq", "wk", "wv", "wo") else None
-        p.box(x, y, width, 44, PAPER, edge=WEIGHT, line=2)
-        p.write(x + width / 2, y + 11, name, SMALL)
-        where = t(f"§ {section_of(cell)}", f"第{section_of(cell)}节") if cell else t("blank", "空着")
-        p.write(x + width / 2, y + 33, where, 15, VERMILION)
-
-    empty(240, 22, 452, "tok_embeddings")
-    for layer in range(m.tutorial.two_layers["n_layers"]):
-        y = 74 + 106 * layer
-        p.write(240, y + 47, f"layers.{layer}", SMALL, align="left", bold=True)
-        for row, parts in enumerate((("attention_norm", "wq", "wk", "wv", "wo"), ("ffn_norm", "w1", "w2", "w3"))):
-            empty(316, y + 50 * row, 130, parts[0])
-            step = 246 / (len(parts) - 1)
-            for i, name in enumerate(parts[1:]):
-                empty(452 + step * i, y + 50 * row, step - 6, name, layer)
-    empty(240, 284, 206, "norm")
-    empty(452, 284, 240, "output")
+    # each row's middle, and its tensors with the cell that writes them
+    rows = {44: {"tok_embeddings": "write-embedding"},
+            96: {"attention_norm": "write-norms", "wq": "write-queries", "wk": "write-keys", "wv": "write-values",
+                 "wo": "write-home"},
+            146: {"ffn_norm": "write-norms"} | dict.fromkeys(("w1", "w2", "w3"), "write-facts"),
+            202: {"attention_norm": "write-norms"} | dict.fromkeys(("wq", "wk", "wv", "wo"), "write-copier"),
+            252: {"ffn_norm": "write-norms"} | dict.fromkeys(("w1", "w2", "w3")),
+            306: {"norm": "write-norms", "output": "write-output"}}
+    for y, row in rows.items():
+        left = 316 if len(row) > 2 else 240
+        right = 446 if len(row) > 1 else 692
+        step = 246 / max(1, len(row) - 1)
+        for name, cell in row.items():
+            p.box(left, y - 22, right - left, 44, PAPER, edge=WEIGHT, line=2)
+            p.write((left + right) / 2, y - 11, name, SMALL)
+            where = t(f"§ {section_of(cell)}", f"第{section_of(cell)}节") if cell else t("blank", "空着")
+            p.write((left + right) / 2, y + 11, where, 15, VERMILION)
+            left, right = right + 6, right + step
+    p.write(240, 121, "layers.0", SMALL, align="left", bold=True)
+    p.write(240, 227, "layers.1", SMALL, align="left", bold=True)
     count = len(m.tutorial.expected_shapes(m.tutorial.defaults | m.tutorial.two_layers))
     p.write(466, 356, t(f"{count} tensors, every number is 0", f"{count}个张量，每个数都是0"))
     p.write(466, 384, t("§: the section in which you write it", "橙字：在哪一节写它"), 17, VERMILION)
@@ -261,17 +256,16 @@ def registers(p, t, m):
         p.write(x + 76, 106, name, LARGE, color, bold=True)
         p.barcode(x, y, 153, 62, m.code(word), color)
         p.write(x + 76, 200, f"{columns.start}–{columns.stop - 1}", 17)
-    for x, name, column, color in ((514, "one", tutorial.ONE, "#555555"), (558, "first", tutorial.FIRST, GREY)):
-        p.write(x + 8, 106, name, 17, bold=True)
-        p.box(x, y, 16, 62, color)
-        p.write(x + 8, 200, str(column), 17)
-        p.arrow((x + 8, 56), (x + 8, 92))
-    p.arrows([(96, 56), (96, 92)], [(647, 56), (647, 92)])
-    p.write(647, 106, t("ballast", "压舱石"), 17)
+    p.box(514, y, 16, 62, "#555555")
+    p.box(558, y, 16, 62, GREY)
     p.box(594, y, 106, 62, FRAME)
     for spike in range(7):
         p.box(602 + 14 * spike, y, 3, 62, "#555555")
-    p.write(647, 200, f"… {m.dim - 1}", 17)
+    for x, name, column in ((522, "one", tutorial.ONE), (566, "first", tutorial.FIRST),
+                            (647, t("ballast", "压舱石"), f"… {m.dim - 1}")):
+        p.write(x, 106, name, 17, bold=x < 600)
+        p.write(x, 200, str(column), 17)
+    p.arrows(*[[(x, 56), (x, 92)] for x in (96, 522, 566, 647)])
     for x, name, layer, color, *end in ((184, "attention", 0, GREEN, (260, 214)),
                                         (348, "feed_forward", 0, VERMILION, (424, 214)),
                                         (512, "attention", 1, VERMILION, (588, 236), (464, 236), (464, 214))):
@@ -303,29 +297,24 @@ def rmsnorm(p, t, m):
 @diagram(306)
 def score(p, t, m):
     """A query and a key, each made of a row of 4 numbers by a table of 3 rows, and their score, easy to check."""
-    asks, wq = np.array([1, 0, 2, 1]), np.array([[1, 0, 0, 0], [0, 1, 1, 0], [1, 0, 0, -1]])
-    looked_at, wk = np.array([0, 1, 1, 2]), np.array([[1, 1, 0, 1], [0, 0, 0, 1], [0, 1, 0, 0]])
-
-    def cells(x, y, numbers, fill):
-        p.table(x, y, numbers, 36, 34, [[minus(number) for number in row] for row in numbers], fill)
-
-    for y, name, says, row, table, made in (
-            (86, "wq", t("the token that asks", "提问的词元"), asks, wq, t("query", "查询")),
-            (236, "wk", t("the token looked at", "被看的词元"), looked_at, wk, t("key", "键"))):
-        p.write(92, y - 34, says)
-        cells(20, y - 17, row[None], ACTIVATION)
-        cells(206, y - 51, table, WEIGHT)
+    asks, wq = np.array([[1, 0, 2, 1]]), np.array([[1, 0, 0, 0], [0, 1, 1, 0], [1, 0, 0, -1]])
+    looked_at, wk = np.array([[0, 1, 1, 2]]), np.array([[1, 1, 0, 1], [0, 0, 0, 1], [0, 1, 0, 0]])
+    query, key = asks @ wq.T, looked_at @ wk.T
+    for y, name, row, row_name, weight, result, result_name in (
+            (86, "wq", asks, t("the token that asks", "提问的词元"), wq, query, t("query", "查询")),
+            (236, "wk", looked_at, t("the token looked at", "被看的词元"), wk, key, t("key", "键"))):
+        for x, numbers, fill in ((20, row, ACTIVATION), (206, weight, WEIGHT), (390, result, ACTIVATION)):
+            p.table(x, y - 17 * len(numbers), numbers, 36, 34, np.vectorize(minus)(numbers), fill)
+        p.write(92, y - 34, row_name)
         p.write(278, y - 66, name, bold=True)
-        cells(390, y - 17, (table @ row)[None], ACTIVATION)
-        p.write(444, y - 34, made, bold=True)
-        p.arrows([(166, y), (202, y)], [(352, y), (386, y)])
-    query, key = wq @ asks, wk @ looked_at
-    p.arrows([(500, 86), (530, 86), (530, 144)], [(500, 236), (530, 236), (530, 178)])
+        p.write(444, y - 34, result_name, bold=True)
+        p.arrows([(166, y), (202, y)], [(352, y), (386, y)], [(500, y), (530, y), (530, 144 if y < 161 else 178)])
+    total, root = (query * key).sum(), len(wq) ** 0.5
     p.sign(530, 161, "·", radius=15)
-    p.write(558, 130, " + ".join(f"{a}×{b}" for a, b in zip(query, key)), align="left")
-    p.write(558, 162, f"= {query @ key}", align="left")
-    p.write(558, 194, f"{query @ key} / {len(query) ** 0.5:.2f} = {query @ key / len(query) ** 0.5:.1f}", align="left")
-    p.write(612, 218, t(f"root of {len(query)}", f"{len(query)}的平方根"), SMALL, FADED)
+    p.write(558, 130, " + ".join(f"{a}×{b}" for a, b in zip(query[0], key[0])), align="left")
+    p.write(558, 162, f"= {total}", align="left")
+    p.write(558, 194, f"{total} / {root:.2f} = {total / root:.1f}", align="left")
+    p.write(612, 218, t(f"root of {len(wq)}", f"{len(wq)}的平方根"), SMALL, FADED)
     p.write(628, 250, t("score", "得分"), LARGE, bold=True)
 
 
@@ -423,21 +412,18 @@ def rest(p, t, m):
 
     All are tokens of the tutorial's `hint`, the query is its last space's; a key has a place to rest and a barcode.
     """
-    asks = "␣"
-    keys = (("7", 0, asks), (m.words[0], 1, None), (".", 0, "7"))
-    p.write(296, 22, "REST", 17)
-    p.write(482, 22, t("the last 17", "最后17个数"), 17)
-    p.write(664, 22, t("votes", "票数"), 17)
+    most, asks = m.tutorial.DIGITS - 1, "␣"
+    for x, title in ((296, "REST"), (482, t("the last 17", "最后17个数")), (664, t("votes", "票数"))):
+        p.write(x, 22, title, 17)
     p.write(228, 62, t(f"query of {asks}", f"{asks}的查询"), 17, align="right", bold=True)
-    p.box(266, 44, 60, 36, ACTIVATION, str(m.tutorial.DIGITS - 1), size=17)
+    p.box(266, 44, 60, 36, ACTIVATION, str(most), size=17)
     p.barcode(356, 44, 252, 36, m.code(asks), BLUE, asks)
-    for i, (word, first, before) in enumerate(keys):
-        y = 112 + 62 * i
+    for y, word, first, before in ((112, "7", 0, asks), (174, m.words[0], 1, None), (236, ".", 0, "7")):
+        code = m.code(before) if before else None
+        votes = first * most + (int(np.dot(m.code(asks), code)) if before else 0)
         p.write(228, y + 18, t(f"key of {word}", f"{word}的键"), 17, align="right")
         p.box(266, y, 60, 36, ACTIVATION if first else FRAME, str(first), size=17)
-        code = m.code(before) if before else None
         p.barcode(356, y, 252, 36, code, GREEN, before or t("nothing", "空"))
-        votes = first * (m.tutorial.DIGITS - 1) + (int(np.dot(m.code(asks), code)) if before else 0)
         p.write(664, y + 18, minus(votes), LARGE, VERMILION if before == asks else TEXT, bold=True)
 
 
@@ -503,7 +489,7 @@ def swiglu(p, t, m):
 @diagram(360)
 def logits(p, t, m):
     """The last row compared with each row of output: a logit and a probability for each id, and the best one."""
-    chances = on_the_prompt().chances
+    logits, chances = on_the_prompt().logits, on_the_prompt().chances
     best = int(chances.argmax())
     ids = 0, 1, None, best - 1, best, best + 1, None, m.vocab_size - 1
     p.named(92, 116, "final_embedding", m.row, size=17)
@@ -519,13 +505,13 @@ def logits(p, t, m):
             continue
         p.box(232, y - 12, 144, 24, VERMILION if hit else WEIGHT, str(token))
         p.link((164, 281), (230, y), color=VERMILION if hit else FADED, line=3 if hit else 1.2)
-        p.write(442, y, minus(round(float(on_the_prompt().logits[token]))), color=VERMILION if hit else TEXT, bold=hit)
+        p.write(442, y, minus(round(float(logits[token]))), color=VERMILION if hit else TEXT, bold=hit)
         p.box(506, y - 10, 2 + 90 * float(chances[token]), 20, VERMILION if hit else FADED)
-    y = 82 + 33 * ids.index(best)
-    p.write(552, y, f"{chances[best]:.0%}", color=PAPER, bold=True)
-    p.arrow((600, y), (634, y), color=VERMILION, line=3)
-    p.token(638, y, "42", VERMILION, 62, 40, BIG)
-    p.named(664, y + 48, "next_token", str(best), size=17)
+        if hit:
+            p.write(552, y, f"{chances[best]:.0%}", color=PAPER, bold=True)
+            p.arrow((600, y), (634, y), color=VERMILION, line=3)
+            p.token(638, y, "42", VERMILION, 62, 40, BIG)
+            p.named(664, y + 48, "next_token", str(best), size=17)
 
 
 @diagram(300)
@@ -568,22 +554,21 @@ def moved(p, t, m):
 def circuit(p, t, m):
     """The two ways to know, over the stream as the notebook draws it: rows are tokens, columns the three registers."""
     space, word, wide = m.words[-1], m.words[-2], 153
-    columns = {"who": (96, BLUE), "before": (302, GREEN), "next": (508, VERMILION)}
-    who, before, after = [x + wide / 2 for x, _ in columns.values()]
+    left = {"who": 96, "before": 302, "next": 508}
+    colors = {"who": BLUE, "before": GREEN, "next": VERMILION}
+    who, before, after = [x + wide / 2 for x in left.values()]
     told, known = (92, 172, 292), (440, 522)
     for y, title, text in ((28, t("Told", "上文说过"), f"it was 7. it is {space}"),
                            (398, t("Remembered", "权重记得"), f"… is {space}")):
         p.write(16, y, title, BIG, align="left", bold=True)
         p.write(30 + width_of(title, BIG, True), y, text, align="left")
-    for register, (x, color) in columns.items():
-        p.write(x + wide / 2, 68, register, LARGE, color, bold=True)
-    for register, y, says in (("who", told[0], space), ("who", told[1], "7"), ("who", told[2], space),
-                              ("before", told[1], space), ("next", told[2], "7"), ("who", known[0], word),
-                              ("who", known[1], space), ("before", known[1], word), ("next", known[1], "42")):
-        x, color = columns[register]
-        p.barcode(x, y, wide, 34, m.code(says), color, says)
-        if register == "who":
-            p.write(56, y + 17, says, 22, bold=True)
+    for register, x in left.items():
+        p.write(x + wide / 2, 68, register, LARGE, colors[register], bold=True)
+    for y, token, notes in ((told[0], space, {}), (told[1], "7", {"before": space}), (told[2], space, {"next": "7"}),
+                            (known[0], word, {}), (known[1], space, {"before": word, "next": "42"})):
+        p.write(56, y + 17, token, 22, bold=True)
+        for register, says in ({"who": token} | notes).items():
+            p.barcode(left[register], y, wide, 34, m.code(says), colors[register], says)
     p.dots(56, 252, 9)
     p.link((16, 366), (704, 366), color=GREY)
     for y, below in ((told[0], told[1]), known):
@@ -594,12 +579,12 @@ def circuit(p, t, m):
     p.arrow((before + 8, 254), (after, 254), (after, told[2] - 2), color=VERMILION, line=3)
     p.sign(before, told[2] + 17, "2", BLUE, 12)
     p.sign(after - 60, 254, "3", VERMILION, 12)
-    for x, y, color, words in ((302, 109, GREEN, t("1: layer 0 copies who to the next row", "①第0层：把who抄到下一行")),
-                               (466, 187, BLUE, t("2: layer 1 finds me in before", "②第1层：在before里找自己")),
-                               (466, 214, VERMILION, t("3: it copies that who to next", "③把那里的who抄进next"))):
-        p.write(x, y, words, SMALL, color, "left", bold=True)
+    for x, y, color, text in ((302, 109, GREEN, t("1: layer 0 copies who to the next row", "①第0层：把who抄到下一行")),
+                              (466, 187, BLUE, t("2: layer 1 finds me in before", "②第1层：在before里找自己")),
+                              (466, 214, VERMILION, t("3: it copies that who to next", "③把那里的who抄进next"))):
+        p.write(x, y, text, SMALL, color, "left", bold=True)
     y, votes = known[1] + 99, len(m.code(space) + m.code(word))
-    p.box(214, y - 21, 330, 42, WEIGHT, size=17, round=6)
+    p.box(214, y - 21, 330, 42, WEIGHT, round=6)
     p.write(379, y, t(f"layer 0, neuron 42: all {votes} stripes fit", f"第0层42号神经元：{votes}位全都对上"), 17,
             bold=True)
     p.arrow((who, known[1] + 58), (who, y), (212, y), color=BLUE, line=3)
@@ -640,17 +625,10 @@ def save_diagram(name, language, always):
         print(f"{path.relative_to(ROOT)} is drawn anew; it is told in words in", *cells, *readmes)
 
 
-def main():
-    """Write the diagrams that are named, or all."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(DIAGRAMS))
-    names = parser.parse_args().names
-    if unknown := set(names) - set(DIAGRAMS):
-        parser.error(f"there is no diagram {', '.join(unknown)}")
-    for name in names or DIAGRAMS:
-        for language in FOLDERS:
-            save_diagram(name, language, always=bool(names))
-
-
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="?", choices=DIAGRAMS)
+    chosen = parser.parse_args().name
+    for name in [chosen] if chosen else DIAGRAMS:
+        for language in FOLDERS:
+            save_diagram(name, language, always=chosen is not None)

@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path.insert(0, str(ROOT / "tools"))
 # ruff: noqa: E402
-from cells import load_tutorial, read
+from cells import read
 from nbconvert.exporters import TemplateExporter
 from nbconvert.filters import Highlight2HTML
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
@@ -190,7 +190,7 @@ def main(folder, source):
     for file in PAGES:
         write_page(file, folder, source)
     for language, texts in play.TEXTS.items():
-        (folder / texts["file"]).write_text(play.html_of(language, load_tutorial()), encoding="utf-8")
+        (folder / texts["file"]).write_text(play.html_of(language), encoding="utf-8")
 
 
 if __name__ == "__main__":

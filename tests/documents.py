@@ -48,7 +48,6 @@ def images_of(text):
     for tag in re.findall(r"<img\b[^>]*>", text):
         attributes = dict(re.findall(r'([\w-]+)="([^"]*)"', tag))
         found.append((attributes.get("src", ""), html.unescape(attributes.get("alt", "")), attributes.get("width")))
-    found += [(path, alt, None) for alt, path in re.findall(r"!\[([^\]]*)\]\(([^)\s]+)\)", text)]
     return [picture for picture in found if not re.match(r"\w+:", picture[0])]
 
 

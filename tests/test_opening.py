@@ -1,9 +1,10 @@
-"""Which folder the notebook opens, and that `save_checkpoint` leaves no half."""
+"""Which folder the notebook opens, also alone in an empty folder, and that `save_checkpoint` leaves no half."""
 import shutil
 
 import pytest
 import torch
-from cells import as_python, code_cells, load_tutorial, read
+from cells import as_python, code_cells, execute, first_part, load_tutorial, read
+from save import shows_the_same
 
 tutorial = load_tutorial()
 
@@ -46,6 +47,14 @@ def test_variable_unset(blank_folder, tmp_path, monkeypatch, value):
     for name in ("Meta-Llama-3-8B-2layers", "Meta-Llama-3-8B"):
         shutil.copytree(blank_folder, tmp_path / name)
         assert chosen(tmp_path, monkeypatch).name == name
+
+
+@pytest.mark.slow
+def test_first_part_alone(tmp_path):
+    """In an empty folder part one shows what is saved, plots too, and leaves behind the blank checkpoint alone."""
+    notebook, saved = execute(first_part(read()), tmp_path, LLAMA3_CHECKPOINT=None), code_cells(first_part(read()))
+    assert [cell.id for cell, old in zip(code_cells(notebook), saved) if not shows_the_same(cell, old)] == []
+    assert [path.name for path in tmp_path.iterdir()] == ["blank-2layers"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])

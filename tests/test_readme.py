@@ -1,4 +1,4 @@
-"""The front pages and CONTRIBUTING.md: commands, what they show and say of the notebook; the links of all documents."""
+"""The front pages and CONTRIBUTING.md: versions, what they show and say of the notebook; the links of all documents."""
 import re
 
 import pytest
@@ -42,26 +42,14 @@ def test_links(path):
             assert anchor in anchors(text_of(there))["notebook" if there.suffix == ".ipynb" else "github"], link
 
 
-def test_commands(text):
-    """Each program of ours that a command names is there and knows the options that it is given."""
-    for command in re.findall(r"python3? ((?:tools|tests|images|site)/\S+\.py)([^`&\n]*)", text):
-        program = ROOT / command[0]
-        assert program.exists(), command[0]
-        source = program.read_text(encoding="utf-8")
-        for option in re.findall(r"(?<!\S)--[\w-]+", command[1]):
-            assert f'"{option}"' in source, " ".join(command)
-    for file in re.findall(r"pip install -r ([\w./]+)", text):
-        assert (ROOT / file).exists(), file
-
-
 def test_versions(text):
-    """Each version of a package that a page names is the one of a requirements file, or of a cell."""
+    """A version of a package that a page or the notebook's first cell names stands in a requirements file or a cell."""
+    first, *others = [cell.source for cell in code_cells(read())]
     files = [ROOT / folder / "requirements.txt" for folder in (".", "tests", "site")]
-    pinned = "\n".join(path.read_text(encoding="utf-8") for path in files).split()
-    for package in re.findall(r"[\w-]+==[\w.]*\w", text, re.A):
+    known = "\n".join([path.read_text(encoding="utf-8") for path in files] + others)
+    for package in re.findall(r"[\w-]+==[\w.]*\w", text + first, re.A):
         # in the weekly run on the newest releases, the name alone
-        assert package in pinned or package.split("==")[0] in pinned or any(
-            f'"{package}"' in cell.source for cell in code_cells(read())), package
+        assert package in known or f"\n{package.split('==')[0]}\n" in known, package
 
 
 def test_quotations_and_plots():

@@ -20,7 +20,6 @@ from cells import (
     smollm2_folder,
 )
 from documents import DOCUMENTS, answers, text_of, without_code
-from machine import one_thread_no_plots_in
 from nbformat.v4 import new_code_cell
 from torch.overrides import TorchFunctionMode
 
@@ -97,12 +96,10 @@ class ShapeChecker(ast.NodeTransformer):
 
 
 @pytest.fixture(scope="module")
-def scratch(tmp_path_factory):
+def scratch(quiet_folder):
     """A folder to run in, with a copy of SmolLM2 in it, 260 MB."""
-    folder = tmp_path_factory.mktemp("shapes")
-    shutil.copytree(smollm2_folder(), folder / "SmolLM2-135M")
-    with one_thread_no_plots_in(folder):
-        yield folder
+    shutil.copytree(smollm2_folder(), quiet_folder / "SmolLM2-135M")
+    return quiet_folder
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,17 @@
 """The notebook's tokenizer is Meta's, its hand-written BPE is tiktoken's, and SmolLM2's is that of its GGUF file."""
-import matplotlib.pyplot as plt
 import pytest
 import regex
-import torch
 from cells import load_tutorial, smollm2_folder
 from gguf import GGUFReader
 from llama_models.llama3.tokenizer import Tokenizer as MetaTokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 tutorial = load_tutorial()
+META, TOKENIZER = MetaTokenizer.get_instance(), tutorial.load_tokenizer(tutorial.packaged)
 
 TEXTS = {
     "the prompt": tutorial.prompt,
     "empty": "",
-    "one letter": "a",
     "English": "Don't panic! She'll say: \"It's 5 o'clock, isn't it?\" DON'T SHE'LL (naïve café) e.g. hitchhikers",
     "code": "def f(x):\n\tif x != 3.14:\n        return {'a': [x**2 for x in range(10)]}  # done\n\n\nprint(f(1))\r\n",
     "digits": "0 42 1234567890 1,000,000 3.14159 00007 2024-04-18 x1y22z333 ½ ٣٤",
@@ -29,27 +27,15 @@ TEXTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def meta():
-    """Meta's tokenizer, llama3/tokenizer.py in `llama_models`."""
-    return MetaTokenizer.get_instance()
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    """The notebook's tokenizer on the same tokenizer.model."""
-    return tutorial.load_tokenizer(tutorial.packaged)
-
-
-def test_special_tokens_are_metas(tokenizer, meta):
+def test_special_tokens_are_metas():
     """All 256 names with their ids, 128000 to 128255, in one vocabulary of 128,256."""
-    assert {name: tokenizer.encode_single_token(name) for name in tutorial.special} == meta.special_tokens
-    assert sorted(meta.special_tokens.values()) == [*range(128000, 128256)]
-    assert tokenizer.n_vocab == meta.n_words == 128256 and len(tokenizer.special_tokens_set) == 256
+    assert {name: TOKENIZER.encode_single_token(name) for name in tutorial.special} == META.special_tokens
+    assert sorted(META.special_tokens.values()) == [*range(128000, 128256)]
+    assert TOKENIZER.n_vocab == META.n_words == 128256 and len(TOKENIZER.special_tokens_set) == 256
 
 
 @pytest.fixture
-def ranks(tokenizer, monkeypatch):
+def ranks(monkeypatch):
     """Bytes to rank, also set as the global `ranks` that the notebook's `bpe` reads."""
     ranks = tutorial.read_ranks(tutorial.packaged)
     monkeypatch.setattr(tutorial, "ranks", ranks, raising=False)
@@ -57,33 +43,18 @@ def ranks(tokenizer, monkeypatch):
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_ids_are_metas(ranks, tokenizer, meta, name):
+def test_ids_are_metas(ranks, name):
     """Meta's `encode`, the tutorial's, and its BPE by hand give the same ids, which are the text again."""
-    ids = meta.encode(TEXTS[name], bos=True, eos=False)
-    assert tutorial.encode(tokenizer, TEXTS[name]) == ids
+    ids = META.encode(TEXTS[name], bos=True, eos=False)
+    assert tutorial.encode(TOKENIZER, TEXTS[name]) == ids
     pieces = regex.findall(tutorial.pattern, TEXTS[name])
     assert [token for piece in pieces for token in tutorial.bpe(piece.encode())] == ids[1:]
-    assert tokenizer.decode(ids[1:]) == TEXTS[name]
+    assert TOKENIZER.decode(ids[1:]) == TEXTS[name]
 
 
 def test_every_piece_is_one_token(ranks):
     """All 128,000; 588 of them no merging of pairs makes, so `bpe` has to look a piece up whole first."""
     assert all(tutorial.bpe(piece) == [rank] for piece, rank in ranks.items())
-
-
-@pytest.mark.filterwarnings("error")
-def test_labels_can_be_drawn(tokenizer):
-    """A token is its own label where this machine's fonts have all its letters, and else its place, as #5."""
-    texts = ("the answer", TEXTS["Chinese"], TEXTS["Vietnamese"], TEXTS["other scripts"], TEXTS["emoji"])
-    tokens = torch.tensor(tutorial.encode(tokenizer, " ".join(texts)))
-    labels = tutorial.drawn(tutorial.show_tokens(tokenizer, tokens))
-    assert labels[:3] == ["<|begin_of_text|>", "the", "␣answer"] and "�" not in "".join(labels)
-    with plt.rc_context({"font.family": list(tutorial.FONTS)}):
-        figure = plt.figure()
-        for label in labels:
-            figure.text(0, 0, label, parse_math=False)
-        figure.canvas.draw()                            # warns of a letter that the fonts lack
-        plt.close(figure)
 
 
 @pytest.fixture(scope="module")

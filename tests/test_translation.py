@@ -7,12 +7,6 @@ from documents import markdown_text, text_of, without_code
 from save import outdated
 
 HAN = r"[\u3400-\u9fff]"
-# One thing has one name: the second of a pair does not stand beside the first.
-SYNONYMS = [
-    ("词元", "令牌"), ("你", "您"), ("检查点", "检查站"), ("归一化", "标准化"), ("词表", "词汇表"),
-    ("归纳头", "感应头"), ("归纳头", "诱导头"), ("前词元头", "上一词元头"), ("条形码", "条码"),
-    ("单元格", "代码格"), ("残差连接", "跳跃连接"), ("KV缓存", "键值缓存"), ("分组查询注意力", "分组注意力"),
-    ("一次读取一个张量", "一次性")]
 TYPOGRAPHY = {
     "space between Chinese and Latin": rf"{HAN} +[A-Za-z0-9]|[A-Za-z0-9] +{HAN}",
     "half-width punctuation": rf"{HAN}[,.:;!?()]|[,;!?(]{HAN}",
@@ -79,12 +73,6 @@ def test_same_details(details):
     """Every number of two digits or more, all code and all shapes of the English are in the Chinese, too."""
     found = {name: [details(text) for text in texts] for name, *texts in pairs()}
     assert {name: there - here for name, (there, here) in found.items() if there - here} == {}
-
-
-@pytest.mark.parametrize("name, other", SYNONYMS)
-def test_one_name(chinese, name, other):
-    """The page does not call one thing by two names."""
-    assert not (name in markdown_text(chinese) and other in markdown_text(chinese))
 
 
 @pytest.mark.parametrize("wrong", TYPOGRAPHY)

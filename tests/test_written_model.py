@@ -121,12 +121,6 @@ def test_any_token_can_be_an_answer(answer):
     assert says(llama, ids(tutorial.prompt))[0] == 2983
 
 
-def test_the_blank_one_says_nothing():
-    """All tokens are equally likely, for any text."""
-    llama = tutorial.in_memory(SIXTEENTH, tutorial.blank_weights(SIXTEENTH), TOKENIZER)
-    assert torch.allclose(tutorial.forward(llama, ids(tutorial.prompt)).softmax(dim=-1), torch.tensor(1 / 128256))
-
-
 def test_the_same_bytes_everywhere(tmp_path):
     """Nothing is random: the tables' numbers have one hash, and the 8B's file takes at most 50 MB."""
     numbers = hashlib.sha256()

@@ -53,6 +53,11 @@ def register_source(name, text):
 
 @cache
 def load_tutorial():
+    """The module that `new_tutorial` makes, the same one for all who ask."""
+    return new_tutorial()
+
+
+def new_tutorial():
     """A module with every function of the English notebook, its imports and its CONSTANTS, and none of its arithmetic.
 
     The functions find one another, what is set in the module, and `inspect.getsource` finds them, as in the notebook.
@@ -72,10 +77,8 @@ def is_constant(node):
     """Whether the statement `node` sets names in capitals, or some of the CONSTANTS."""
     if not isinstance(node, ast.Assign):
         return False
-    names = []
-    for target in node.targets:                         # two in a = b = 0
-        names += target.elts if isinstance(target, ast.Tuple) else [target]
-    return all(isinstance(name, ast.Name) and (name.id in CONSTANTS or name.id.isupper()) for name in names)
+    names = [part.id for target in node.targets for part in ast.walk(target) if isinstance(part, ast.Name)]
+    return all(name in CONSTANTS or name.isupper() for name in names)
 
 
 def smollm2_folder(folder=ROOT / "SmolLM2-135M"):

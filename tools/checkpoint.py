@@ -255,7 +255,7 @@ def first_layers(layers, weights, n_layers):
             if not name.startswith("layers.") or int(name.split(".")[1]) < layers}
 
 
-def cut(folder, target, layers):
+def cut_layers(folder, target, layers):
     """Write the first `layers` of `folder`, which is in Meta's layout, to `target`, bit for bit."""
     config, weights = load(folder)
     weights = first_layers(layers, weights, config["n_layers"])
@@ -298,10 +298,9 @@ def main():
     options = parser.parse_args()
     if options.command == "check":
         check(options.folder)
-    elif options.command == "cut":
-        cut(options.source, options.target, options.layers)
     else:
-        convert(options.source, options.target, options.layers)
+        write = cut_layers if options.command == "cut" else convert
+        write(options.source, options.target, options.layers)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """Save the English notebook, carry its code and outputs over to the Chinese one, and renew what the READMEs show.
 
-After a run, diagrams that look different are drawn anew, and moving pictures whose code has changed.
+After a run, diagrams that look different are drawn anew.
 
     python tools/save.py                        run the notebook from nothing if a code cell has changed, then save
     python tools/save.py --run                  run it in any case
     python tools/save.py --fresh                run it, and keep no plot and no measurement of an earlier run
     python tools/save.py --translated ID [ID …] note that these Chinese cells say what the English ones say now
 
-The Chinese notebook is the record of the last run: it has the code and the outputs that were saved then, and, in its
-metadata, a hash of that code. Each of its Markdown cells keeps a hash of the English text that it translates.
+The Chinese notebook is the record of the last run: it has the code and the outputs that were saved then. Each of its
+Markdown cells keeps a hash of the English text that it translates.
 """
 import argparse
 import hashlib
@@ -47,18 +47,18 @@ def run_from_nothing(notebook):
 def keep_outputs(notebook, last):
     """Give the cells of `notebook` those outputs of the run `last` from which they can only differ by noise.
 
-    These are its pictures, if they look like those of `last`, or as long as every cell so far has the code and the
-    printed outputs that it had; and the measurements of a cell whose code is the same.
+    A cell that measures keeps what it showed as long as its code is the same. Any other keeps its plots if it prints
+    the same as before, and they look alike or all cells so far have the code and the printed outputs that they had.
     """
     before, order = {cell.id: cell for cell in code_cells(last)}, [cell.id for cell in code_cells(last)]
-    same = True
+    all_same = True
     for i, cell in enumerate(code_cells(notebook)):
-        old, varies = before.get(cell.id), may_vary(cell)
-        unchanged = old is not None and old.source == cell.source
-        same = same and unchanged and order[i:i + 1] == [cell.id] and (varies or printed(cell) == printed(old))
-        keep = same or old is not None and shows_the_same(cell, old)
-        if varies:
-            keep = unchanged
+        old = before.get(cell.id, new_code_cell())
+        same_code, same_text = cell.source == old.source, printed(cell) == printed(old)
+        all_same = all_same and order[i:i + 1] == [cell.id] and same_code and (same_text or may_vary(cell))
+        keep = all_same or shows_the_same(cell, old)
+        if may_vary(cell):
+            keep = same_code
         if keep:
             cell.outputs = old.outputs
         for output in cell.outputs:
@@ -91,25 +91,12 @@ def carry_over(english, chinese):
     if dropped:
         print(f"Chinese texts dropped, since no English cell has their id any more (git has them): {dropped}")
     cells = [told.get(cell.id, cell) if cell.cell_type == "markdown" else cell for cell in english.cells]
-    both = nbformat.from_dict(dict(english, cells=cells))
-    both.metadata.code = hash_of(all_code(both))
-    return both
-
-
-def all_code(notebook):
-    """The code of all cells of `notebook`, as one text."""
-    return "\n".join(cell.source for cell in code_cells(notebook))
+    return nbformat.from_dict(dict(english, cells=cells))
 
 
 def hash_of(text):
     """Eight hexadecimal digits that change with `text`."""
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def check_copy(chinese):
-    """Exit with a sentence if somebody has changed code in the `chinese` notebook, where it would be overwritten."""
-    if chinese.metadata.get("code") != hash_of(all_code(chinese)):
-        raise SystemExit(f"Code has changed in {CHINESE.name}, which is a copy; undo that, and change {ENGLISH.name}.")
 
 
 def outdated(english, chinese):
@@ -130,48 +117,25 @@ def mark_translated(english, chinese, ids):
         here[name].metadata["english"] = hash_of(there[name].source)
 
 
-def check_readmes(notebook):
-    """Exit with a sentence if the READMEs quote or show a cell that is not in `notebook` any more."""
-    there = {cell.id for cell in code_cells(notebook)}
-    for path in READMES:
-        text = path.read_text(encoding="utf-8")
-        named = PLOT.findall(text) + [name for _, name, _ in QUOTATION.findall(text)]
-        if gone := [name for name in named if name not in there]:
-            raise SystemExit(f"{path.name} names cells that are gone, {', '.join(gone)}; nothing was written.")
-
-
 def for_readmes(notebook):
     """The READMEs, with the code that they quote from `notebook`, and the plots that they show: the bytes by path.
 
-    Exits with a sentence if a cell whose plot they show has none, or several.
+    Exits with a sentence if a cell that they name is gone, or one whose plot they show has none, or several.
     """
     cells, found = {cell.id: cell for cell in code_cells(notebook)}, {}
     for path in READMES:
         text = path.read_text(encoding="utf-8")
-        for name in PLOT.findall(text):
-            shown = plots(cells[name])
-            if len(shown) != 1:
-                raise SystemExit(f"{path.name} shows the plot of the cell {name}, which has {len(shown)} of them, "
+        shown, quoted = PLOT.findall(text), [name for _, name, _ in QUOTATION.findall(text)]
+        if gone := [name for name in shown + quoted if name not in cells]:
+            raise SystemExit(f"{path.name} names cells that are gone, {', '.join(gone)}; nothing was written.")
+        for name in shown:
+            pictures = plots(cells[name])
+            if len(pictures) != 1:
+                raise SystemExit(f"{path.name} shows the plot of the cell {name}, which has {len(pictures)} of them, "
                                  "not one; nothing was written.")
-            found[ROOT / "images" / f"plot_{name}.png"] = shown[0]
+            found[ROOT / "images" / f"plot_{name}.png"] = pictures[0]
         found[path] = QUOTATION.sub(lambda part: f"{part[1]}{cells[part[2]].source}\n{part[3]}", text).encode()
     return found
-
-
-def print_report(english, chinese):
-    """The size of the notebook and of its brackets, and which cells of `chinese` are out of date, in a few lines."""
-    stale = outdated(english, chinese)
-    prose = re.sub(r"(?s)<[^>]+>|```.*?```", " ", "\n".join(cell.source for cell in text_cells(english)))
-    words = len(re.findall(r"[\w'’]+", prose))
-    brackets = len(re.findall(r"(?<!\])\((?:[^()]|\([^()]*\)){15,}\)", prose))
-    lines = [line for cell in code_cells(english) for line in cell.source.splitlines() if line.strip()]
-    print(f"{len(english.cells)} cells, {len(lines)} lines of code, {words} words, "
-          f"{1000 * brackets / words:.1f} long brackets in 1,000 words")
-    translated = {cell.id: cell.source for cell in text_cells(chinese)}
-    print("Chinese cells whose English has changed:", "none" if not stale else "")
-    for cell in english.cells:
-        if cell.id in stale:
-            print(f"  {cell.id}: {cell.source[:70]!r}, {translated[cell.id][:40]!r}")
 
 
 def main():
@@ -182,13 +146,11 @@ def main():
     parser.add_argument("--translated", nargs="+", metavar="ID", default=[], help="Chinese cells that are up to date")
     options = parser.parse_args()
     english, last = read(ENGLISH), read(CHINESE)
-    check_copy(last)
-    check_readmes(english)
     mark_translated(english, last, options.translated)
-    before = {cell.id: cell for cell in code_cells(last)}
-    changed = [cell.id for cell in code_cells(english) if cell != before.get(cell.id)]
     again = options.run or options.fresh or code_cells(english) != code_cells(last)
     if again:
+        before = code_cells(last)
+        changed = [cell.id for cell in code_cells(english) if cell not in before]
         print("The notebook is run. Cells not as the last run left them:", ", ".join(changed) or "none")
         run_from_nothing(english)
         if not options.fresh:
@@ -202,11 +164,12 @@ def main():
     write_notebook(chinese, CHINESE)
     for path, content in readmes.items():
         path.write_bytes(content)
-    programs = ["images/draw.py", "images/animate.py"] if again else []
-    failed = [f"python {name}" for name in programs if subprocess.run([sys.executable, str(ROOT / name)]).returncode]
-    print_report(english, chinese)
-    if failed:
-        raise SystemExit(f"The notebooks are saved, but a drawing failed; mend it, then run {' and '.join(failed)}.")
+    stale = [cell for cell in english.cells if cell.id in outdated(english, chinese)]
+    print("Chinese cells whose English has changed:", "" if stale else "none")
+    for cell in stale:
+        print(f"  {cell.id}: {cell.source[:70]!r}")
+    if again and subprocess.run([sys.executable, ROOT / "images" / "draw.py"]).returncode:
+        raise SystemExit("The notebooks are saved, but a diagram failed; mend it, then run python images/draw.py.")
 
 
 if __name__ == "__main__":

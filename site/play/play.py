@@ -1,6 +1,6 @@
 """The Llama to play with: writes its weights with the tutorial's own cells, and makes one page a language of it.
 
-`html_of("en", tutorial)` and `html_of("zh", tutorial)` return HTML that needs nothing else.
+`html_of("en")` and `html_of("zh")` return HTML that needs nothing else.
 """
 import html
 import json
@@ -8,9 +8,10 @@ import math
 import random
 import re
 from pathlib import Path
-from types import FunctionType, SimpleNamespace
+from types import SimpleNamespace
 
 import torch
+from cells import new_tutorial
 
 HERE = Path(__file__).parent
 TEXTS = json.loads((HERE / "texts.json").read_text(encoding="utf-8"))
@@ -19,16 +20,14 @@ SIZES = {"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 
 DIGITS = 6
 
 
-def with_six_digits(tutorial):
-    """The functions of `tutorial`, as a namespace of their own in which barcodes have 6 digits."""
-    names = dict(vars(tutorial))
-    for name, value in vars(tutorial).items():
-        if isinstance(value, FunctionType):
-            names[name] = FunctionType(value.__code__, names, name, value.__defaults__, value.__closure__)
-    names |= {"DIGITS": DIGITS, "places": 2 ** torch.arange(DIGITS - 1, -1, -1), "WHO": slice(0, DIGITS),
-              "BEFORE": slice(DIGITS, 2 * DIGITS), "NEXT": slice(2 * DIGITS, 3 * DIGITS), "ONE": 3 * DIGITS,
-              "FIRST": 3 * DIGITS + 1, "REST": -DIGITS - 2, "begin_of": lambda config: 0}
-    return SimpleNamespace(**names)
+def tutorial_with_six_digits():
+    """The functions of the tutorial, as a module of their own in which barcodes have 6 digits."""
+    tutorial = new_tutorial()
+    tutorial.DIGITS, tutorial.places = DIGITS, 2 ** torch.arange(DIGITS - 1, -1, -1)
+    tutorial.WHO, tutorial.BEFORE, tutorial.NEXT = [slice(DIGITS * i, DIGITS * (i + 1)) for i in range(3)]
+    tutorial.ONE, tutorial.FIRST, tutorial.REST = 3 * DIGITS, 3 * DIGITS + 1, -DIGITS - 2
+    tutorial.begin_of = lambda config: 0
+    return tutorial
 
 
 def write_nearest(tutorial, weights, config):
@@ -84,9 +83,9 @@ def marked(text):
     return re.sub(r"\*(.+?)\*", r"<em>\1</em>", html.escape(text))
 
 
-def html_of(language, tutorial):
-    """play.html in `language`, "en" or "zh", with the functions of `tutorial`."""
-    llama = playable_llama(with_six_digits(tutorial))
+def html_of(language):
+    """play.html in `language`, "en" or "zh"."""
+    llama = playable_llama(tutorial_with_six_digits())
     texts = TEXTS[language]
     counts = {"weights": f"{sum(weight.numel() for weight in llama.weights.values()):,}",
               "filled": f"{sum(int(weight.count_nonzero()) for weight in llama.weights.values()):,}"}
