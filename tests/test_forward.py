@@ -28,7 +28,6 @@ MODELS = {
     "other sizes": WIDTH_256 | {"dim": 512, "n_heads": 4, "ffn_dim_multiplier": None, "multiple_of": 32,
                                 "norm_eps": 1e-2, "rope_theta": 10000.0},
     "8B widths": ONE_LAYER | {"dim": 4096, "multiple_of": 1024},
-    "3B widths": ONE_LAYER | {"dim": 3072, "n_heads": 24, "ffn_dim_multiplier": 1.0},
     "1B widths": ONE_LAYER | {"dim": 2048, "ffn_dim_multiplier": 1.5}}
 
 
@@ -96,6 +95,15 @@ def test_forward_is_metas(name):
         assert agree_in_steps(llama, model, random_tokens(llama.config, sum(lengths)), lengths), lengths
     if llama.config["dim"] == 256:                      # in pieces of 256, as `generate` sends it
         assert agree_in_steps(llama, model, random_tokens(llama.config, 600), [256, 256, 88])
+
+
+def test_the_written_model_is_metas():
+    """The Llama written in barcodes, told 7: the same bits for the whole text and token by token."""
+    config, tokenizer = tutorial.narrow, tutorial.load_tokenizer(tutorial.packaged)
+    llama = tutorial.in_memory(config, tutorial.write_by_hand(config), tokenizer)
+    tokens = torch.tensor(tutorial.encode(tokenizer, tutorial.hint))
+    for lengths in [[len(tokens)], len(tokens) * [1]]:
+        assert agree_in_steps(llama, meta_model(llama, config), tokens, lengths), lengths
 
 
 @pytest.mark.parametrize("scaled", [False, True])

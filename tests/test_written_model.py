@@ -63,6 +63,12 @@ def distinct_twice(n, seed):
     return torch.cat((torch.tensor([128000]), some, some))
 
 
+def test_the_blank_one_says_nothing():
+    """All tokens are equally likely."""
+    llama = tutorial.in_memory(SIXTEENTH, tutorial.blank_weights(SIXTEENTH), TOKENIZER)
+    assert torch.allclose(tutorial.forward(llama, ids("it is ")).softmax(dim=-1), torch.tensor(1 / 128256))
+
+
 def test_it_remembers(llama):
     """42, id 2983, at least 0.9 sure, with all layers and with the first."""
     for model in (llama, first_layer(llama)):

@@ -138,6 +138,13 @@ def for_readmes(notebook):
     return found
 
 
+def size_of(notebook):
+    """One line that says how long `notebook` is: cells, lines of code that aren't empty, words of text."""
+    lines = sum(bool(line.strip()) for cell in code_cells(notebook) for line in cell.source.splitlines())
+    words = sum(len(cell.source.split()) for cell in text_cells(notebook))
+    return f"{len(notebook.cells)} cells, {lines:,} lines of code, {words:,} words"
+
+
 def main():
     """The command described at the top of this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -164,6 +171,7 @@ def main():
     write_notebook(chinese, CHINESE)
     for path, content in readmes.items():
         path.write_bytes(content)
+    print(size_of(english))
     stale = [cell for cell in english.cells if cell.id in outdated(english, chinese)]
     print("Chinese cells whose English has changed:", "" if stale else "none")
     for cell in stale:
