@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 from canvas import font
-from cells import ROOT, load_tutorial
+from cells import ROOT, load_tutorial, new_tutorial
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -72,8 +72,8 @@ def stream(names, titles):
 
     `names` are those of the three registers, `titles` those of the four stages.
     """
-    tutorial = load_tutorial()
-    tokenizer = tutorial.tokenizer = tutorial.load_tokenizer(tutorial.packaged)
+    tutorial = new_tutorial()
+    tokenizer = tutorial.tokenizer = tutorial.load_tokenizer(tutorial.packaged)  # `say` reads this name
     written = tutorial.in_memory(tutorial.narrow, tutorial.write_by_hand(tutorial.narrow), tokenizer)
     tokens = torch.tensor(tutorial.encode(written.tokenizer, tutorial.hint))
     _, streams, looks = tutorial.watch(written, tokens)

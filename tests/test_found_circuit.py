@@ -1,4 +1,4 @@
-"""What section 13 claims of SmolLM2 holds on texts it does not show: other seeds, lengths and countries."""
+"""What sections 13 and 15 claim of SmolLM2 holds on texts it does not show: other seeds, lengths and countries."""
 import pytest
 import torch
 from cells import load_tutorial

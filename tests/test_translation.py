@@ -19,16 +19,9 @@ COUNTED = {
 
 
 def pairs():
-    """Each Markdown cell as its id, its English and its Chinese.
-
-    A caption `> …` at the head of a Chinese cell explains the output above, and goes to the cell before.
-    """
-    found = [[here.id, there.source, here.source] for there, here in zip(text_cells(read(ENGLISH)),
-                                                                         text_cells(read(CHINESE)))]
-    for above, below in zip(found, found[1:]):
-        caption, below[2] = re.fullmatch(r"((?:>[^\n]*\n)*)(.*)", below[2], re.S).groups()
-        above[2] += "\n\n" + caption
-    return found
+    """Each Markdown cell as its id, its English and its Chinese."""
+    both = zip(text_cells(read(ENGLISH)), text_cells(read(CHINESE)))
+    return [(english.id, english.source, chinese.source) for english, chinese in both]
 
 
 def long_numbers(text):
@@ -46,8 +39,8 @@ def test_same_cells():
     """Ids, kinds and order are the same, and so is the whole of every code cell."""
     english, chinese = read(ENGLISH).cells, read(CHINESE).cells
     assert [(cell.id, cell.cell_type) for cell in english] == [(cell.id, cell.cell_type) for cell in chinese]
-    assert [here.id for there, here in zip(english, chinese)
-            if here.cell_type == "code" and here != there] == [], "run python tools/save.py"
+    changed = [cell.id for cell, copy in zip(english, chinese) if cell.cell_type == "code" and copy != cell]
+    assert changed == [], "run python tools/save.py"
 
 
 def test_up_to_date():
@@ -72,7 +65,8 @@ def code_spans(text):
 def test_same_details(details):
     """Every number of two digits or more, all code and all shapes of the English are in the Chinese, too."""
     found = {name: [details(text) for text in texts] for name, *texts in pairs()}
-    assert {name: there - here for name, (there, here) in found.items() if there - here} == {}
+    missing = {name: english - chinese for name, (english, chinese) in found.items()}
+    assert {name: details for name, details in missing.items() if details} == {}
 
 
 @pytest.mark.parametrize("wrong", TYPOGRAPHY)

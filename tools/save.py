@@ -110,11 +110,11 @@ def mark_translated(english, chinese, ids):
 
     Exits with a sentence when there is no such cell.
     """
-    there, here = ({cell.id: cell for cell in text_cells(notebook)} for notebook in (english, chinese))
+    originals, translations = ({cell.id: cell for cell in text_cells(book)} for book in (english, chinese))
     for name in ids:
-        if name not in there or name not in here:
+        if name not in originals or name not in translations:
             raise SystemExit(f"{name!r} is no Markdown cell of both notebooks.")
-        here[name].metadata["english"] = hash_of(there[name].source)
+        translations[name].metadata["english"] = hash_of(originals[name].source)
 
 
 def for_readmes(notebook):
@@ -175,7 +175,8 @@ def main():
     stale = [cell for cell in english.cells if cell.id in outdated(english, chinese)]
     print("Chinese cells whose English has changed:", "" if stale else "none")
     for cell in stale:
-        print(f"  {cell.id}: {cell.source[:70]!r}")
+        told_as = next(other.source for other in chinese.cells if other.id == cell.id)
+        print(f"  {cell.id}: {cell.source[:60]!r}, in Chinese {told_as[:30]!r}")
     if again and subprocess.run([sys.executable, ROOT / "images" / "draw.py"]).returncode:
         raise SystemExit("The notebooks are saved, but a diagram failed; mend it, then run python images/draw.py.")
 
