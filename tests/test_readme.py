@@ -65,16 +65,16 @@ def test_numbers_are_the_notebooks(path, notebook):
     Numbers of alternative texts are read off the pictures.
     """
     cells, compared = read(notebook), 0
-    for told in re.split(r"(?m)^#+ (?:\d+\. )?", text_of(path)):
-        linked = [*re.finditer(r"\.ipynb#([^)\s]+)\)", told)]
+    for passage in re.split(r"(?m)^#+ (?:\d+\. )?", text_of(path)):
+        linked = [*re.finditer(r"\.ipynb#([^)\s]+)\)", passage)]
         if not linked:
             continue
         near = [cell for link in linked for cell in section(cells, link[1])]
-        there = set().union(*(numbers(cell.source) | numbers(printed(cell) if "outputs" in cell else "")
-                              for cell in near))
-        said = without_code(told[:linked[-1].end()])
+        in_section = set().union(*(numbers(cell.source) | numbers(printed(cell) if "outputs" in cell else "")
+                                   for cell in near))
+        said = without_code(passage[:linked[-1].end()])
         said = re.sub(r"<[^>]*>|\[[^]]*\]\([^)]*\)", "", said)
-        assert numbers(said) - there == set(), told
+        assert numbers(said) - in_section == set(), passage
         compared += 1
     assert compared >= 7
 

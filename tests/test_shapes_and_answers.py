@@ -81,16 +81,16 @@ class ShapeChecker(ast.NodeTransformer):
             return node
         names = [name.id for target in node.targets for name in ast.walk(target)
                  if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)]
-        told = [match[1]] if self.numbers or not re.fullmatch(r"[\[\], \d]+", match[1]) else []
-        told += [f"[{match[2]}]"] if match[2] else []
-        call = f"__compare__({comment}, [{', '.join(names)}], lambda: [{', '.join(told)}])"
+        claimed = [match[1]] if self.numbers or not re.fullmatch(r"[\[\], \d]+", match[1]) else []
+        claimed += [f"[{match[2]}]"] if match[2] else []
+        call = f"__compare__({comment}, [{', '.join(names)}], lambda: [{', '.join(claimed)}])"
         return [node, *ast.parse(call).body]
 
-    def compare(self, comment, values, told):
-        """Compare the shapes of the tensors among `values` with those that `told` returns."""
+    def compare(self, comment, values, claimed):
+        """Compare the shapes of the tensors among `values` with those that `claimed` returns."""
         self.waiting.discard(comment)
         shapes = [list(value.shape) for value in values if isinstance(value, torch.Tensor)]
-        wrong = [f"told {axes}, the tensor has {shape}" for shape in shapes for axes in told() if axes != shape]
+        wrong = [f"claimed {axes}, the tensor has {shape}" for shape in shapes for axes in claimed() if axes != shape]
         for problem in wrong if shapes else ["is behind no tensor"]:
             self.problems.setdefault(comment, problem)
 

@@ -80,10 +80,10 @@ def test_it_says_what_it_was_told(llama):
     """Ten other answers of ten, at least 0.9 sure; with one layer none."""
     for answer in ANSWERS:
         question = tutorial.prompt if answer.isdigit() else tutorial.prompt.strip()
-        told = ids(f"{question}{answer}. {question}")
-        token, chance = says(llama, told)
+        tokens = ids(f"{question}{answer}. {question}")
+        token, chance = says(llama, tokens)
         assert TOKENIZER.decode([token]) == answer and chance >= 0.9
-        assert TOKENIZER.decode([says(first_layer(llama), told)[0]]) != answer
+        assert TOKENIZER.decode([says(first_layer(llama), tokens)[0]]) != answer
 
 
 @pytest.mark.parametrize("n", [20, 60])

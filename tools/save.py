@@ -86,11 +86,11 @@ def carry_over(english, chinese):
 
     A Markdown cell that `chinese` does not have yet comes in English, with no hash.
     """
-    told = {cell.id: cell for cell in text_cells(chinese)}
-    dropped = ", ".join(told.keys() - {cell.id for cell in english.cells})
+    translated = {cell.id: cell for cell in text_cells(chinese)}
+    dropped = ", ".join(translated.keys() - {cell.id for cell in english.cells})
     if dropped:
         print(f"Chinese texts dropped, since no English cell has their id any more (git has them): {dropped}")
-    cells = [told.get(cell.id, cell) if cell.cell_type == "markdown" else cell for cell in english.cells]
+    cells = [translated.get(cell.id, cell) if cell.cell_type == "markdown" else cell for cell in english.cells]
     return nbformat.from_dict(dict(english, cells=cells))
 
 
