@@ -69,10 +69,9 @@ class Renderer(IPythonRenderer):
         return f'<h{level} id="{html.escape(anchor)}">{text}</h{level}>\n'
 
     def paragraph(self, text):
-        """A ✍ in front marks what holds for written weights; the first paragraph, to its link, describes the page."""
+        """The first paragraph, to its link, describes the page."""
         self.description = self.description or html_text(text.partition(" · <a")[0])
-        mark = ' class="written"' if text.startswith("✍") else ""
-        return f"<p{mark}>{text}</p>\n"
+        return f"<p>{text}</p>\n"
 
     def link(self, text, url, title=None):
         """Links to a notebook lead to its page, links to other files of the repository to `source` or nowhere."""
