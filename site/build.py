@@ -29,9 +29,9 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from PIL import Image
 from play import play
 
-PAGES = {"llama3_from_scratch.ipynb": "index.html", "llama3_from_scratch_zh.ipynb": "zh.html"}
-WORDS = json.loads((HERE / "words.json").read_text(encoding="utf-8"))          # what the frame says, by page
-ALT_TEXTS = json.loads((HERE / "alt_texts.json").read_text(encoding="utf-8"))  # what the plots show, by cell and page
+LANGUAGES = {"llama3_from_scratch.ipynb": "en", "llama3_from_scratch_zh.ipynb": "zh"}
+WORDS = json.loads((HERE / "words.json").read_text(encoding="utf-8"))          # what the frame says, by language
+ALT_TEXTS = json.loads((HERE / "alt_texts.json").read_text(encoding="utf-8"))  # what plots show, by cell and language
 IMG = re.compile(r'<img((?:\s+[\w-]+="[^"]*")*)\s*/?>')
 
 
@@ -47,11 +47,11 @@ def size(path):
 
 
 class Renderer(IPythonRenderer):
-    """Markdown of the notebook into HTML of the page `name`: notes its headings, copies its pictures into `folder`."""
+    """Markdown of a notebook into HTML in a `language`: notes its headings, copies its pictures into `folder`."""
 
-    def __init__(self, name, folder, source):
+    def __init__(self, language, folder, source):
         super().__init__(escape=False)
-        self.name, self.folder, self.source = name, folder, source
+        self.language, self.folder, self.source = language, folder, source
         self.headings, self.used, self.description = [], set(), ""
         self.formulas = math_core.LatexToMathML()
         self.convert = MarkdownWithMath(self).render      # Markdown text to HTML
@@ -77,10 +77,10 @@ class Renderer(IPythonRenderer):
         """Links to a notebook lead to its page, links to other files of the repository to `source` or nowhere."""
         file, hash_, anchor = url.partition("#")
         name = unquote(file).removeprefix("./")
-        if name in PAGES:
-            words = WORDS[PAGES[name]]
-            target = hash_ + anchor if PAGES[name] == self.name else PAGES[name] + hash_ + anchor
-            return f'<a href="{target or self.name}" lang="{words["lang"]}" hreflang="{words["lang"]}">{text}</a>'
+        if name in LANGUAGES:
+            words = WORDS[LANGUAGES[name]]
+            target = ("" if LANGUAGES[name] == self.language else words["file"]) + hash_ + anchor
+            return f'<a href="{target or words["file"]}" lang="{words["lang"]}" hreflang="{words["lang"]}">{text}</a>'
         if file and not re.match(r"\w+:", file):
             if not self.source:
                 return text
@@ -120,7 +120,7 @@ class Renderer(IPythonRenderer):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(base64.b64decode(output.data["image/png"]))
         wide, high = size(path)
-        return box(name, ALT_TEXTS[cell.id][self.name][n], wide, wide, high)
+        return box(name, ALT_TEXTS[cell.id][self.language][n], wide, wide, high)
 
 
 def box(src, alt, width, wide, high):
@@ -161,8 +161,8 @@ def shown(cell, render):
 
 def write_page(file, folder, source):
     """Write the page of the notebook `file`, in the repository's root, into `folder`."""
-    name = PAGES[file]
-    render = Renderer(name, folder, source)
+    language = LANGUAGES[file]
+    render = Renderer(language, folder, source)
     node, body = read(ROOT / file), []
     named = re.findall(r'cell\.id == "([\w-]+)"', (HERE / "template.html").read_text(encoding="utf-8"))
     assert set(named) <= {cell.id for cell in node.cells}, f"template.html names a cell that is gone: {named}"
@@ -175,10 +175,10 @@ def write_page(file, folder, source):
                          "folded": cell.metadata.get("jupyter", {}).get("source_hidden", False)})
     exporter = TemplateExporter(extra_template_paths=[str(HERE)], template_file="template.html")
     text, _ = exporter.from_notebook_node(node, {
-        "words": WORDS[name], "other": WORDS[next(other for other in WORDS if other != name)], "body": body,
+        "words": WORDS[language], "other": WORDS["zh" if language == "en" else "en"], "body": body,
         "title": render.headings[0][2], "description": render.description, "contents": contents(render.headings),
         "notebook": file, "source": source})
-    (folder / name).write_text(text, encoding="utf-8")
+    (folder / WORDS[language]["file"]).write_text(text, encoding="utf-8")
     shutil.copyfile(ROOT / file, folder / file)
 
 
@@ -186,7 +186,7 @@ def main(folder, source):
     """Write all pages into `folder`, and what they need."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(HERE / "style.css", folder / "style.css")
-    for file in PAGES:
+    for file in LANGUAGES:
         write_page(file, folder, source)
     for language, texts in play.TEXTS.items():
         (folder / texts["file"]).write_text(play.html_of(language), encoding="utf-8")

@@ -65,8 +65,8 @@ def open_page(browser, path, width=1280):
 def test_every_plot_is_told():
     """What is in alt_texts.json: a text for every plot of the notebook, in both languages, and none besides."""
     counts = {cell.id: len(plots(cell)) for cell in code_cells(read(ENGLISH))}
-    told = {name: {file: len(texts) for file, texts in files.items()} for name, files in build.ALT_TEXTS.items()}
-    assert told == {name: dict.fromkeys(TUTORIALS, n) for name, n in counts.items() if n}
+    told = {name: {key: len(texts) for key, texts in both.items()} for name, both in build.ALT_TEXTS.items()}
+    assert told == {name: {"en": n, "zh": n} for name, n in counts.items() if n}
 
 
 @pytest.mark.slow

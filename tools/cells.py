@@ -81,8 +81,9 @@ def is_constant(node):
     return all(name in CONSTANTS or name.isupper() for name in names)
 
 
-def smollm2_folder(folder=ROOT / "SmolLM2-135M"):
-    """`folder` with SmolLM2-135M in Meta's layout, written by the notebook's own function if it is not there."""
+def smollm2_folder():
+    """The folder of SmolLM2-135M beside the notebooks, which a function of the notebook writes if it is not there."""
+    folder = ROOT / "SmolLM2-135M"
     if not folder.exists():
         load_tutorial().write_smollm2(folder)
     return folder

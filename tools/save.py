@@ -50,15 +50,16 @@ def keep_outputs(notebook, last):
     A cell that measures keeps what it showed as long as its code is the same. Any other keeps its plots if it prints
     the same as before, and they look alike or all cells so far have the code and the printed outputs that they had.
     """
-    before, order = {cell.id: cell for cell in code_cells(last)}, [cell.id for cell in code_cells(last)]
-    all_same = True
-    for i, cell in enumerate(code_cells(notebook)):
+    before = {cell.id: cell for cell in code_cells(last)}
+    all_same = list(before) == [cell.id for cell in code_cells(notebook)]
+    for cell in code_cells(notebook):
         old = before.get(cell.id, new_code_cell())
-        same_code, same_text = cell.source == old.source, printed(cell) == printed(old)
-        all_same = all_same and order[i:i + 1] == [cell.id] and same_code and (same_text or may_vary(cell))
-        keep = all_same or shows_the_same(cell, old)
+        same_code = cell.source == old.source
         if may_vary(cell):
-            keep = same_code
+            all_same, keep = all_same and same_code, same_code
+        else:
+            all_same = all_same and same_code and printed(cell) == printed(old)
+            keep = all_same or shows_the_same(cell, old)
         if keep:
             cell.outputs = old.outputs
         for output in cell.outputs:
