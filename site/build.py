@@ -4,7 +4,7 @@
 
 FOLDER is site/out by default. ADDRESS, as https://HOST/OWNER/NAME/blob/main, is where links to files of the repository
 lead; without it they become plain text. nbconvert converts, template.html and style.css say how it looks, and
-play/play.py makes the Llama to play with.
+play/page.py makes the Llama to play with.
 """
 import argparse
 import base64
@@ -27,10 +27,10 @@ from nbconvert.exporters import TemplateExporter
 from nbconvert.filters import Highlight2HTML
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from PIL import Image
-from play import play
+from play import page
 
 LANGUAGES = {"llama3_from_scratch.ipynb": "en", "llama3_from_scratch_zh.ipynb": "zh"}
-WORDS = json.loads((HERE / "words.json").read_text(encoding="utf-8"))          # what the frame says, by language
+WORDS = json.loads((HERE / "texts.json").read_text(encoding="utf-8"))          # what the frame says, by language
 ALT_TEXTS = json.loads((HERE / "alt_texts.json").read_text(encoding="utf-8"))  # what plots show, by cell and language
 IMG = re.compile(r'<img((?:\s+[\w-]+="[^"]*")*)\s*/?>')
 
@@ -188,8 +188,8 @@ def main(folder, source):
     shutil.copyfile(HERE / "style.css", folder / "style.css")
     for file in LANGUAGES:
         write_page(file, folder, source)
-    for language, texts in play.TEXTS.items():
-        (folder / texts["file"]).write_text(play.html_of(language), encoding="utf-8")
+    for language, texts in page.TEXTS.items():
+        (folder / texts["file"]).write_text(page.html_of(language), encoding="utf-8")
 
 
 if __name__ == "__main__":

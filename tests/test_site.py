@@ -11,7 +11,7 @@ import pytest
 import torch
 from cells import CHINESE, ENGLISH, ROOT, code_cells, load_tutorial, plots, read, text_cells
 from documents import without_code
-from play import play
+from play import page
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -129,8 +129,8 @@ def test_shows_what_the_notebook_has(name, site_folder, browser):
 
 def knowing_the_answer(tutorial):
     """The playable Llama with one fact, after answer is, 42, written by the function of the `tutorial`."""
-    llama = play.playable_llama(tutorial)
-    tutorial.write_fact(llama.weights, 42, *[play.vocabulary("en").index(word) for word in ("answer", "is", "42")])
+    llama = page.playable_llama(tutorial)
+    tutorial.write_fact(llama.weights, 42, *[page.vocabulary("en").index(word) for word in ("answer", "is", "42")])
     return llama
 
 
@@ -146,14 +146,14 @@ def grown():
 @pytest.mark.parametrize("kind", ["written", "grown"])
 def test_javascript_computes_what_pytorch_does(kind, browser):
     """Logits of random texts of 1 to 61 tokens within 1e-4."""
-    tutorial = play.tutorial_with_six_digits()
+    tutorial = page.tutorial_with_six_digits()
     llama = grown() if kind == "grown" else knowing_the_answer(tutorial)
     draw = random.Random(2)
     texts = [[0] + [draw.randrange(1, 64) for _ in range(length)] for length in (0, 1, 2, 5, 17, 30, 60)]
-    script = (play.HERE / "forward.js").read_text(encoding="utf-8") + """
+    script = (page.HERE / "forward.js").read_text(encoding="utf-8") + """
         const [packed, texts] = arguments, llama = load_llama(packed)
         return texts.map(tokens => forward(llama, tokens).map(row => [...row]))"""
-    for tokens, logits in zip(texts, browser.execute_script(script, play.packed(llama), texts)):
+    for tokens, logits in zip(texts, browser.execute_script(script, page.packed(llama), texts)):
         wanted = tutorial.forward(llama, torch.tensor(tokens))
         torch.testing.assert_close(torch.tensor(logits), wanted, atol=1e-4, rtol=0)
 
@@ -167,10 +167,10 @@ def typed(browser, text):
 
 @pytest.mark.slow
 @needs_chromium
-@pytest.mark.parametrize("language", play.TEXTS)
+@pytest.mark.parametrize("language", page.TEXTS)
 def test_any_text(language, site_folder, browser):
     """The examples, and bad inputs, on a phone: an answer or a sentence, no wider than the window, and no error."""
-    texts = play.TEXTS[language]
+    texts = page.TEXTS[language]
     open_page(browser, site_folder / texts["file"], 390)
     bad = ["", " \n\t\0 \u202e ", "🦙🦙🦙", "<b>bold</b> <script>alert(1)</script>", "A" * 500, "milk " * 300]
     for text in [example["text"] for example in texts["tries"]] + bad:
@@ -189,8 +189,8 @@ def test_what_it_answers(site_folder, browser):
 
     The text wins while the copying head can speak; without that and the neurons, there is no idea.
     """
-    open_page(browser, site_folder / play.TEXTS["en"]["file"])
-    clueless = play.TEXTS["en"]["clueless"]
+    open_page(browser, site_folder / page.TEXTS["en"]["file"])
+    clueless = page.TEXTS["en"]["clueless"]
     assert typed(browser, "alice likes tea. bob likes milk. alice likes")[0][0] == "milk"
     assert typed(browser, "moon fish seven tea. moon fish seven")[0][0] == "tea"
     assert typed(browser, "red bird")[0][0] == clueless
