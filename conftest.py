@@ -10,6 +10,11 @@ from pathlib import Path
 import pytest
 
 
+def pytest_addoption(parser):
+    """The one switch for what takes longest and finds least."""
+    parser.addoption("--weekly", action="store_true", help="try 300 systematic faults in place of 16")
+
+
 def pytest_configure(config):
     """Make a folder for checkpoints; set what every kernel and every test finds in its environment."""
     scratch = tempfile.TemporaryDirectory(prefix="llama3-from-scratch-", ignore_cleanup_errors=True)

@@ -2,9 +2,10 @@
 
 Without a NAME, a diagram that looks as it did stays as it was; so tools/save.py draws them all after a run.
 
-Words stand here in both languages, t("English", "中文"). Numbers don't: sizes, token ids, barcodes, angles, scores and
-probabilities are those of the English notebook, whose functions compute them.
+Words stand here in both languages, t("English", "中文"). Numbers don't, but for the heads of `cut` and `moved`: sizes,
+token ids, barcodes, angles, scores and chances are those of the English notebook, whose functions compute them.
 """
+# canvas, which puts tools/ on the path, comes before cells
 # ruff: noqa: I001
 import argparse
 import io

@@ -146,7 +146,9 @@ def test_faults_of_readers_are_seen(find_survivors):
 
 @pytest.mark.slow
 @needs_fork
-def test_a_sample_of_systematic_faults_is_seen(find_survivors):
-    """At least 12 of 16; some change nothing that is shown, such as one of two norms that are the same."""
-    alive = find_survivors(systematic_faults(16))
-    assert len(alive) <= 4, alive
+def test_a_sample_of_systematic_faults_is_seen(find_survivors, pytestconfig):
+    """At least three of four; some change nothing that is shown, such as one of two norms that are the same."""
+    n = 300 if pytestconfig.getoption("--weekly") else 16
+    alive = find_survivors(systematic_faults(n))
+    print(f"{n - len(alive)} of {n} are seen, and not these:", *alive, sep="\n")
+    assert len(alive) <= n / 4

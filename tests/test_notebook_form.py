@@ -33,14 +33,6 @@ def test_as_the_saving_command_writes_it(path, tmp_path):
     assert path.stat().st_size <= 2_000_000
 
 
-def test_prose_first(path):
-    """Every code cell has Markdown before it, and no cell is empty."""
-    cells = read(path).cells
-    assert [cell.id for before, cell in zip(cells, cells[1:])
-            if before.cell_type == cell.cell_type == "code"] == []
-    assert [cell.id for cell in cells if not cell.source.strip()] == []
-
-
 def test_one_run():
     """Counts are those of a fresh kernel that ran every cell once, in order, without an error or a warning."""
     code = code_cells(read())

@@ -70,6 +70,7 @@ def new_tutorial():
         for node in ast.parse(text).body:
             if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef)) or is_constant(node):
                 exec(compile(ast.Module([node], []), name, "exec"), vars(tutorial))
+    assert vars(tutorial).keys() >= CONSTANTS, f"no cell sets {CONSTANTS - vars(tutorial).keys()}"
     return tutorial
 
 
