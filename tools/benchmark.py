@@ -13,7 +13,7 @@ import time
 from contextlib import redirect_stdout
 from pathlib import Path
 
-import matplotlib
+import matplotlib.pyplot as plt
 import torch
 from cells import as_python, code_cells, execute, first_part, load_tutorial, read, register_source, smollm2_folder
 from memory import memory_during
@@ -36,7 +36,8 @@ def seconds(function):
 def run_first_part(folder):
     """Run the first part here, on the checkpoint in `folder`; what it shows is thrown away."""
     os.environ |= {"LLAMA3_CHECKPOINT": str(folder), "LLAMA3_DEVICE": "cpu"}
-    matplotlib.use("agg")
+    plt.switch_backend("agg")
+    plt.show = lambda: plt.close("all")                 # as Jupyter does
     names = {"__name__": "notebook"}
     with redirect_stdout(io.StringIO()):
         for cell in code_cells(first_part(read())):
