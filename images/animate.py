@@ -106,7 +106,7 @@ def birth():
             seen.append((len(losses), tutorial.watch(llama, unseen)[2].detach()))
     last = seen[-1][1]
     heads = {"looks one token back": tutorial.best_heads(tutorial.one_back(last), 1)[0],
-             "copies what followed": tutorial.best_heads(tutorial.copying(last, 20), 1)[0]}
+             "copies what followed": tutorial.best_heads(tutorial.what_followed(last, 20), 1)[0]}
     frames = []
     for step, looks in seen:
         figure = Figure(figsize=(9, 6))

@@ -147,7 +147,7 @@ def whole_map(p, t, m):
     p.write(536, 30, f"layers.0 … layers.{m.n_layers - 1}", SMALL, align="right")
     p.write(360, 272, t("residual stream ", "残差流") + m.row, 17, BLUE, bold=True)
     for x, fill, word in ((150, WEIGHT, t("weights, from the file", "权重，文件里的表")),
-                          (390, ACTIVATION, t("made from the text", "由文本得出"))):
+                          (390, ACTIVATION, t("made from the text", "由文本算出"))):
         p.box(x, 314, 26, 20, fill)
         p.write(x + 34, 324, word, align="left")
 
@@ -211,7 +211,7 @@ def checkpoint(p, t, m):
     p.write(240, 227, "layers.1", SMALL, align="left", bold=True)
     count = len(m.tutorial.expected_shapes(m.tutorial.defaults | m.tutorial.two_layers))
     p.write(466, 356, t(f"{count} tensors, every number is 0", f"{count}个张量，每个数都是0"))
-    p.write(466, 384, t("§: the section in which you write it", "橙字：在哪一节写它"), 17, VERMILION)
+    p.write(466, 384, t("§: the section in which you write it", "橙色：在第几节写"), 17, VERMILION)
 
 
 @diagram(352)
@@ -258,12 +258,12 @@ def registers(p, t, m):
         p.barcode(x, y, 153, 62, m.code(word), color)
         p.write(x + 76, 200, f"{columns.start}–{columns.stop - 1}", 17)
     p.box(514, y, 16, 62, "#555555")
-    p.box(558, y, 16, 62, GREY)
+    p.box(558, y, 16, 62, FRAME)
     p.box(594, y, 106, 62, FRAME)
     for spike in range(7):
         p.box(602 + 14 * spike, y, 3, 62, "#555555")
     for x, name, column in ((522, "one", tutorial.ONE), (566, "first", tutorial.FIRST),
-                            (647, t("ballast", "压舱石"), f"… {m.dim - 1}")):
+                            (647, t("ballast", "压舱石"), f"… {range(tutorial.ONE, m.dim, tutorial.USED)[-1]}")):
         p.write(x, 106, name, 17, bold=x < 600)
         p.write(x, 200, str(column), 17)
     p.arrows(*[[(x, 56), (x, 92)] for x in (96, 522, 566, 647)])
@@ -379,8 +379,8 @@ def mask(p, t, m):
         p.table(x, top, shades, width, height, form)
     p.arrows([(190, 142), (268, 142)], [(450, 142), (528, 142)])
     p.write(489, 124, "softmax", 17)
-    p.write(360, 244, t("grey: the future", "灰色：掩住"))
-    p.write(620, 244, t("shares, row by row", "每行各自的份额"))
+    p.write(360, 244, t("grey: the future", "灰色：被掩住"))
+    p.write(620, 244, t("shares, row by row", "每行加起来是1"))
 
 
 @diagram(354)
@@ -416,13 +416,13 @@ def rest(p, t, m):
     most, asks = m.tutorial.DIGITS - 1, "␣"
     for x, title in ((296, "REST"), (482, t("the last 17", "最后17个数")), (664, t("votes", "票数"))):
         p.write(x, 22, title, 17)
-    p.write(228, 62, t(f"query of {asks}", f"{asks}的查询"), 17, align="right", bold=True)
+    p.write(228, 62, t(f"query of the last {asks}", f"末尾{asks}的查询"), 17, align="right", bold=True)
     p.box(266, 44, 60, 36, ACTIVATION, str(most), size=17)
     p.barcode(356, 44, 252, 36, m.code(asks), BLUE, asks)
     for y, word, first, before in ((112, "7", 0, asks), (174, m.words[0], 1, None), (236, ".", 0, "7")):
         code = m.code(before) if before else None
         votes = first * most + (int(np.dot(m.code(asks), code)) if before else 0)
-        p.write(228, y + 18, t(f"key of {word}", f"{word}的键"), 17, align="right")
+        p.write(228, y + 18, t(f"key of {word}", f"{'句号' if word == '.' else word}的键"), 17, align="right")
         p.box(266, y, 60, 36, ACTIVATION if first else FRAME, str(first), size=17)
         p.barcode(356, y, 252, 36, code, GREEN, before or t("nothing", "空"))
         p.write(664, y + 18, minus(votes), LARGE, VERMILION if before == asks else TEXT, bold=True)
@@ -529,8 +529,8 @@ def cut(p, t, m):
     p.sign(546, 140, "−", VERMILION)
     p.link((300, 115), (360, 115), (360, 140), (438, 140), color=GREEN)
     p.link((454, 140), (533, 140), color=GREEN)
-    p.write(360, 250, t("for the keys alone, its mean replaces what (16, 0) wrote",
-                        "键读到的不是(16, 0)的笔记，而是笔记的平均"), LARGE, VERMILION, bold=True)
+    p.write(360, 250, t("for the keys alone: what (16, 0) wrote goes, its mean comes",
+                        "只对键：减去(16, 0)的笔记，补上笔记的平均"), LARGE, VERMILION, bold=True)
 
 
 @diagram(320)
@@ -538,10 +538,10 @@ def moved(p, t, m):
     """Section 13's forged notes: tokens, under each the note of who stands before it, and where a later token looks."""
     words, first, step = "ABCD", 226, 80
     notes = ["", *words[:-1]]
-    for y, title, late in ((60, t("as (16, 0) wrote them", "(16, 0)写下的"), 0),
-                           (212, t("moved by one", "往后挪一个位置"), 1)):
-        p.write(16, y, title, 17, align="left", bold=True)
-        p.write(16, y + 44, t("note: who is before me", "笔记：我前面是谁"), SMALL, align="left")
+    for y, title, late in ((60, t("notes as (16, 0) wrote them", "(16, 0)写下的笔记"), 0),
+                           (212, t("notes one place late", "笔记晚一个位置"), 1)):
+        p.write(16, y, t("token", "词元"), SMALL, align="left")
+        p.write(16, y + 44, title, SMALL, align="left", bold=True)
         for i, (word, note) in enumerate(zip(words, ["…", *notes[:-1]] if late else notes)):
             p.token(first + step * i, y, word, width=60)
             p.box(first + step * i, y + 30, 60, 30, pale(GREEN, 0.6) if note == "A" else FRAME, note)
@@ -580,7 +580,8 @@ def circuit(p, t, m):
     p.arrow((before + 8, 254), (after, 254), (after, told[2] - 2), color=VERMILION, line=3)
     p.sign(before, told[2] + 17, "2", BLUE, 12)
     p.sign(after - 60, 254, "3", VERMILION, 12)
-    for x, y, color, text in ((302, 109, GREEN, t("1: layer 0 copies who to the next row", "①第0层：把who抄到下一行")),
+    for x, y, color, text in ((302, 109, GREEN, t("1: layer 0 copies who to the next row's before",
+                                                  "①第0层：把who抄进下一行的before")),
                               (466, 187, BLUE, t("2: layer 1 finds me in before", "②第1层：在before里找自己")),
                               (466, 214, VERMILION, t("3: it copies that who to next", "③把那里的who抄进next"))):
         p.write(x, y, text, SMALL, color, "left", bold=True)
@@ -591,8 +592,6 @@ def circuit(p, t, m):
     p.arrow((who, known[1] + 58), (who, y), (212, y), color=BLUE, line=3)
     p.arrow((before, known[1] + 58), (before, y - 23), color=GREEN, line=3)
     p.arrow((544, y), (after, y), (after, known[1] + 60), color=VERMILION, line=3)
-    p.sign(who, y, "2", BLUE, 12)
-    p.sign(after, y, "3", VERMILION, 12)
 
 
 @diagram(424)

@@ -50,7 +50,7 @@ def weights_on(smol32, texts, tap, further=0):
     weights = []
     for text in tokens:
         found = {}
-        tutorial.forward(smol32, text, tap=tutorial.both(tap, tutorial.note(found)))
+        tutorial.forward(smol32, text, tap=tutorial.both(tap, tutorial.record(found)))
         looks = torch.stack([found["weights", 17][3], found["weights", 18][6]])
         weights.append(looks[:, n + 1:].diagonal(2 + further, 1, 2).mean(dim=-1))
     return torch.stack(weights).mean(dim=0)
@@ -76,7 +76,7 @@ def test_one_head_brings_the_country(smol32, country, capital):
     tokens = {name: torch.tensor(tutorial.encode(smol32.tokenizer, f"The capital of {name} is"))
               for name in ("France", country)}
     found = {}
-    tutorial.forward(smol32, tokens[country], tap=tutorial.note(found))
+    tutorial.forward(smol32, tokens[country], tap=tutorial.record(found))
     for heads, named in (([4], capital), ([0, 1, 2, 3, 5, 6, 7, 8], "Paris")):
         swapped = tutorial.forward(smol32, tokens["France"], tap=tutorial.swap(23, heads, found["heads", 23]))
         assert smol32.tokenizer.decode([swapped[-1].argmax().item()]) == f" {named}"
@@ -96,4 +96,4 @@ def test_heads_are_found_again(smol32, texts):
     tokens, n = texts
     looks = torch.stack([tutorial.watch(smol32, text)[2] for text in tokens])
     assert tutorial.best_heads(tutorial.one_back(looks).mean(0), 1) == [PREVIOUS]
-    assert len({*tutorial.best_heads(tutorial.copying(looks, n).mean(0), 5)} & {*INDUCTION}) >= 4
+    assert len({*tutorial.best_heads(tutorial.what_followed(looks, n).mean(0), 5)} & {*INDUCTION}) >= 4
