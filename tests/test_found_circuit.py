@@ -24,11 +24,11 @@ def texts(request, smol32):
 
 
 @torch.inference_mode()
-def share_right(smol32, texts, tap):
-    """The share of the repeated tokens that `smol32` with `tap` guesses right."""
+def share_right(smol32, texts, tap, further=0):
+    """The share of the repeated tokens that `smol32` with `tap` guesses right, or for which it names one `further`."""
     tokens, n = texts
-    said = torch.stack([tutorial.forward(smol32, text, tap=tap)[n + 1:-1].argmax(dim=-1) for text in tokens])
-    return (said == tokens[:, n + 2:]).float().mean().item()
+    said = torch.stack([tutorial.forward(smol32, text, tap=tap)[n + 1:-1 - further].argmax(dim=-1) for text in tokens])
+    return (said == tokens[:, n + 2 + further:]).float().mean().item()
 
 
 def test_the_path_goes_through_the_keys(smol32, texts):
@@ -64,9 +64,10 @@ def test_each_head_reads_for_itself(smol32, texts):
 
 
 def test_notes_name_a_token(smol32, texts):
-    """Notes that stand one place late lead a place too far."""
+    """Notes that stand one place late lead a place too far, and with them some of what is said."""
     late = tutorial.cut(smol32, [PREVIOUS], "k", (17, 18), tutorial.one_late)
     assert weights_on(smol32, texts, late).max() < 0.2 and weights_on(smol32, texts, late, further=1).min() > 0.4
+    assert share_right(smol32, texts, late, further=1) > 0.05 > share_right(smol32, texts, tutorial.leave, further=1)
 
 
 @pytest.mark.parametrize("country, capital", [("Italy", "Rome"), ("Russia", "Moscow"), ("Egypt", "Cairo"),
