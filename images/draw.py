@@ -538,7 +538,7 @@ def moved(p, t, m):
     """Section 13's forged notes: tokens, under each the note of who stands before it, and where a later token looks."""
     words, first, step = "ABCD", 226, 80
     notes = ["", *words[:-1]]
-    for y, title, late in ((60, t("notes as (16, 0) wrote them", "(16, 0)写下的笔记"), 0),
+    for y, title, late in ((60, t("(16, 0)'s notes", "(16, 0)写下的笔记"), 0),
                            (212, t("notes one place late", "笔记晚一个位置"), 1)):
         p.write(16, y, t("token", "词元"), SMALL, align="left")
         p.write(16, y + 44, title, SMALL, align="left", bold=True)
