@@ -330,7 +330,7 @@ def rope(p, t, m):
     p.write(704, 40, t(f"{pairs} pairs", f"{pairs}对数"), align="right", bold=True)
     p.write(16, 96, t("position", "位置"), align="left")
     for row, pair in enumerate((0, 8, pairs - 1)):
-        y, speed = 152 + 96 * row, (t("fast", "快"), t("middling", "中等"), t("slow", "慢"))[row]
+        y, speed = 152 + 96 * row, (t("fastest", "最快"), t("slower", "慢一些"), t("slowest", "最慢"))[row]
         p.named(16, y, t(f"pair {pair}, ", f"第{pair}对，") + speed, minus(f"freqs[{pair}] = {m.freqs[pair]:.2g}"),
                 align="left", size=17)
         for position in range(8):
@@ -407,7 +407,7 @@ def values(p, t, m):
     p.write(514, 313, t(f"the head's output for {word}", f"这个头给{word}的输出"), align="right", bold=True)
 
 
-@diagram(308)
+@diagram(328)
 def rest(p, t, m):
     """Votes in layer 1's copying head: a query, and below it the keys of a match, of the first token and of another.
 
@@ -419,7 +419,7 @@ def rest(p, t, m):
     p.write(228, 62, t(f"query of the last {asks}", f"末尾{asks}的查询"), 17, align="right", bold=True)
     p.box(266, 44, 60, 36, ACTIVATION, str(most), size=17)
     p.barcode(356, 44, 252, 36, m.code(asks), BLUE, asks)
-    for y, word, first, before in ((112, "7", 0, asks), (174, m.words[0], 1, None), (236, ".", 0, "7")):
+    for y, word, first, before in ((118, "7", 0, asks), (192, m.words[0], 1, None), (254, ".", 0, "7")):
         code = m.code(before) if before else None
         votes = first * most + (int(np.dot(m.code(asks), code)) if before else 0)
         p.write(228, y + 18, t(f"key of {word}", f"{'句号' if word == '.' else word}的键"), 17, align="right")
