@@ -5,8 +5,9 @@ import re
 import animate
 import draw
 import pytest
-from cells import ROOT, look_alike
+from cells import ROOT, look_alike, new_tutorial
 from documents import DOCUMENTS, images_of, text_of
+from matplotlib import font_manager
 from matplotlib.image import imread
 
 FILES = [path for path in sorted((ROOT / "images").rglob("*")) if path.suffix in (".png", ".gif")]
@@ -55,3 +56,11 @@ def test_as_drawn(name, language):
     draw.figure(name, language).savefig(anew, format="png")
     committed = (draw.FOLDERS[language] / f"{name}.png").read_bytes()
     assert look_alike(committed, anew.getvalue()), f"old: run `python images/draw.py {name}`"
+
+
+def test_space_can_be_drawn_whatever_fonts_there_are(monkeypatch):
+    """A light DejaVu Sans without the sign ␣, as some systems have, doesn't replace every label by its place."""
+    light = font_manager.FontEntry(font_manager.findfont("cmr10"), name="DejaVu Sans", weight=200)
+    assert 0x2423 not in font_manager.get_font(light.fname).get_charmap()
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", font_manager.fontManager.ttflist + [light])
+    assert new_tutorial().drawn(["␣is"]) == ["␣is"]
