@@ -70,19 +70,6 @@ def test_notes_name_a_token(smol32, texts):
     assert share_right(smol32, texts, late, further=1) > 0.05 > share_right(smol32, texts, tutorial.leave, further=1)
 
 
-@pytest.mark.parametrize("country, capital", [("Italy", "Rome"), ("Russia", "Moscow"), ("Egypt", "Cairo"),
-                                             ("England", "London")])
-def test_one_head_brings_the_country(smol32, country, capital):
-    """Asked for France's capital with what (23, 4) brought for another country, the model names that one's."""
-    tokens = {name: torch.tensor(tutorial.encode(smol32.tokenizer, f"The capital of {name} is"))
-              for name in ("France", country)}
-    found = {}
-    tutorial.forward(smol32, tokens[country], tap=tutorial.record(found))
-    for heads, named in (([4], capital), ([0, 1, 2, 3, 5, 6, 7, 8], "Paris")):
-        swapped = tutorial.forward(smol32, tokens["France"], tap=tutorial.swap(23, heads, found["heads", 23]))
-        assert smol32.tokenizer.decode([swapped[-1].argmax().item()]) == f" {named}"
-
-
 def test_other_heads_may_go(smol32, texts):
     """Without the induction heads, or (16, 0), little is copied; without as many others of the same layers, most is."""
     whole = share_right(smol32, texts, tutorial.leave)
