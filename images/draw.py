@@ -539,7 +539,7 @@ def moved(p, t, m):
     words, first, step = "ABCD", 226, 80
     notes = ["", *words[:-1]]
     for y, title, late in ((60, t("(16, 0)'s notes", "(16, 0)写下的笔记"), 0),
-                           (212, t("notes one place late", "笔记晚一个位置"), 1)):
+                           (212, t("notes one place late", "笔记后移一位"), 1)):
         p.write(16, y, t("token", "词元"), SMALL, align="left")
         p.write(16, y + 44, title, SMALL, align="left", bold=True)
         for i, (word, note) in enumerate(zip(words, ["…", *notes[:-1]] if late else notes)):
