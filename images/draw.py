@@ -380,7 +380,7 @@ def mask(p, t, m):
     p.arrows([(190, 142), (268, 142)], [(450, 142), (528, 142)])
     p.write(489, 124, "softmax", 17)
     p.write(360, 244, t("grey: the future", "灰色：被掩住"))
-    p.write(620, 244, t("shares, row by row", "每行加起来是1"))
+    p.write(620, 244, t("shares, row by row", "每一行的份额"))
 
 
 @diagram(354)
